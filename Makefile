@@ -1,0 +1,66 @@
+# Everything a developer types. A fresh machine needs python3 (3.11 or newer) with pip, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# uv from the PATH where there is one; else it is installed into the environment it fills.
+UV := $(shell if uv --version >/dev/null 2>&1; then echo uv; else echo $(BIN)/uv; fi)
+# The demo's weights: random needs no download and shows the machinery, pretrained shows the sound.
+WEIGHTS ?= random
+DEMO_JOB := jobs/examples/small_local.yaml
+DEMO_ENCODERS := beats efficientnet wav2vec2 hubert ast
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint types format bench clean lock
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(READY) ## make .venv from the lock; costs nothing the second time
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("bioembed_ray needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/uv: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+
+$(READY): requirements/lock.txt pyproject.toml | $(BIN)/python $(filter $(BIN)/uv,$(UV))
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements/lock.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## embed a made-up archive twice (WEIGHTS=pretrained for the real models)
+	$(BIN)/python -c 'from pathlib import Path; from bioembed_ray.synthetic import write_archive; write_archive(Path("demo_audio"))'
+	$(BIN)/bioembed run $(DEMO_JOB) $(foreach name,$(DEMO_ENCODERS),--set encoders.$(name).weights=$(WEIGHTS))
+	$(BIN)/bioembed verify $(DEMO_JOB) $(foreach name,$(DEMO_ENCODERS),--set encoders.$(name).weights=$(WEIGHTS))
+	$(BIN)/bioembed run $(DEMO_JOB) $(foreach name,$(DEMO_ENCODERS),--set encoders.$(name).weights=$(WEIGHTS))
+
+test: lint types ## lint, types and every test
+	$(BIN)/pytest
+
+test-fast: $(READY) ## the tests to run on every save: no Ray, nothing killed
+	$(BIN)/pytest -m "not ray and not slow and not gpu and not hub" tests/unit tests/properties
+
+lint: $(READY) ## ruff and codespell
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell $(wildcard bioembed_ray jobs tests benchmarks docs *.md *.yaml Makefile)
+
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+format: $(READY) ## ruff's fixes and layout
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY) ## every script of benchmarks/; run one alone with its own arguments
+	@for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(BIN)/python "$$script" || exit; done
+
+lock: | $(BIN)/python $(filter $(BIN)/uv,$(UV)) ## pin the newest versions that pyproject.toml allows
+	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+		--no-emit-index-url --no-annotate --no-header --upgrade --quiet -o requirements/lock.txt
+
+clean: ## remove what demo, tests and tools left; .venv stays
+	rm -rf demo_audio demo_out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find bioembed_ray jobs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

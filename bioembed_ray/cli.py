@@ -1,0 +1,243 @@
+"""The commands. Results go to stdout, talk to stderr; heavy imports wait inside each command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bioembed_ray.config import Job, load_job, mask_secrets
+from bioembed_ray.errors import BioembedError, BrokenOutput, ConfigError, TooManyFailures
+
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job file."
+)
+INPUT = click.option("--input", "uri", help="What to read: folder, prefix, glob, file or list.")
+OUTPUT = click.option("--output", help="Folder or bucket prefix of the tables.")
+ENCODERS = click.option(
+    "--encoders", help="Names with commas: beats,efficientnet,wav2vec2,hubert,ast."
+)
+JOB = click.argument("job", required=False, metavar="[JOB.yaml]")
+
+
+def _say(text: str) -> None:
+    click.echo(mask_secrets(text), err=True)
+
+
+def _load(
+    job: str | None,
+    overrides: Sequence[str],
+    uri: str | None = None,
+    output: str | None = None,
+    encoders: str | None = None,
+) -> Job:
+    from bioembed_ray.storage import absolute
+
+    if job is None and output is None and not any(o.startswith("output=") for o in overrides):
+        raise ConfigError("no job file and no --output; `bioembed init` writes a job file")
+    direct: dict[str, Any] = {"output": output, "input": None if uri is None else {"uri": uri}}
+    if encoders is not None:
+        direct["encoders"] = {name.strip(): None for name in encoders.split(",") if name.strip()}
+    loaded = load_job(job, tuple(overrides), **direct)
+    where = loaded.input.uri
+    paths = absolute(where) if isinstance(where, str) else tuple(absolute(path) for path in where)
+    return loaded.model_copy(
+        update={
+            "output": absolute(loaded.output),
+            "input": loaded.input.model_copy(update={"uri": paths}),
+        }
+    )
+
+
+def _output_of(job: str | None, output: str | None, overrides: Sequence[str]) -> str:
+    from bioembed_ray.storage import absolute
+
+    if output is not None:
+        return absolute(output)
+    return _load(job, overrides).output
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bioembed_ray")
+def commands() -> None:
+    """Turn an archive of animal sound into embeddings and frames on a Ray cluster."""
+
+
+@commands.command()
+@click.argument("path", default="job.yaml", metavar="[JOB.yaml]")
+@click.option("--input", "uri", default=".", help="What to read.")
+@click.option("--output", default="embeddings_out", help="Where the tables shall go.")
+@click.option(
+    "--encoders", default="beats,efficientnet,wav2vec2,hubert,ast", help="Names with commas."
+)
+@click.option("--force", is_flag=True, help="Overwrite a job file that stands.")
+def init(path: str, uri: str, output: str, encoders: str, force: bool) -> None:
+    """Look at a few recordings and write a commented job file."""
+    from bioembed_ray.config import InputConfig
+    from bioembed_ray.look import write_job_file
+
+    if Path(path).exists() and not force:
+        raise ConfigError(f"{path}: stands already; give another name, or --force")
+    names = tuple(name.strip() for name in encoders.split(",") if name.strip())
+    text = write_job_file(InputConfig(uri=uri), output, names)
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+    click.echo(text)
+    _say(f"wrote {path}; next: bioembed plan {path}")
+
+
+@commands.command()
+@JOB
+@INPUT
+@OUTPUT
+@ENCODERS
+@SET
+def plan(
+    job: str | None,
+    uri: str | None,
+    output: str | None,
+    encoders: str | None,
+    overrides: Sequence[str],
+) -> None:
+    """Say what a run would do; nothing is written."""
+    from bioembed_ray import stream
+    from bioembed_ray.look import describe_plan
+    from bioembed_ray.plan import make_plan
+
+    loaded = _load(job, overrides, uri, output, encoders)
+    found = make_plan(loaded, stream.probe_recordings, stream.list_members)
+    for line in describe_plan(found):
+        click.echo(mask_secrets(line))
+
+
+@commands.command()
+@JOB
+@INPUT
+@OUTPUT
+@ENCODERS
+@SET
+def run(
+    job: str | None,
+    uri: str | None,
+    output: str | None,
+    encoders: str | None,
+    overrides: Sequence[str],
+) -> None:
+    """Bring the output up to date with the input; killed anywhere, the next run goes on."""
+    from bioembed_ray.report_text import describe_result
+    from bioembed_ray.run import run_job
+
+    loaded = _load(job, overrides, uri, output, encoders)
+    result = run_job(loaded, _say)
+    for line in describe_result(result):
+        click.echo(mask_secrets(line))
+    if result.exit_code == 3:
+        raise TooManyFailures(
+            f"{result.failed_fraction:.2%} of the input failed, more than max_failed_fraction "
+            f"{loaded.max_failed_fraction:.2%}; what is good is committed, the rest is in failures/"
+        )
+    if result.exit_code:
+        first = result.tally.transient[0] if result.tally.transient else "see failures/"
+        raise BioembedError(
+            f"{len(result.tally.uncommitted)} shards stay uncommitted ({first}); run again to finish them"
+        )
+
+
+@commands.command()
+@JOB
+@OUTPUT
+@SET
+def status(job: str | None, output: str | None, overrides: Sequence[str]) -> None:
+    """Say what stands: parts, hours, failures, and whether a run is going on."""
+    from bioembed_ray.report_text import describe_status
+
+    for line in describe_status(_output_of(job, output, overrides)):
+        click.echo(mask_secrets(line))
+
+
+@commands.command()
+@JOB
+@OUTPUT
+@SET
+def verify(job: str | None, output: str | None, overrides: Sequence[str]) -> None:
+    """Check that every window stands once and every second is accounted for."""
+    from bioembed_ray.verify import verify as check
+
+    where = _output_of(job, output, overrides)
+    problems = list(check(where))
+    for line in problems[:50]:
+        click.echo(mask_secrets(line))
+    if problems:
+        raise BrokenOutput(f"{where}: {len(problems)} problems")
+    click.echo(f"{where}: every window stands once, every second is accounted for")
+
+
+@commands.command()
+@JOB
+@OUTPUT
+@SET
+@click.option("--encoder", multiple=True, help="Which encoders; all without it.")
+@click.option("--version", help="Which version; the current one without it.")
+@click.option("--level", type=click.Choice(["window", "recording"]), default="window")
+@click.option("--pool", type=click.Choice(["mean", "max", "concat"]), default="mean")
+@click.option("--format", "formats", default="npy", help="npy, pt, or both with a comma.")
+@click.option("--to", "target", help="Folder or prefix; <output>/export without it.")
+def export(
+    job: str | None,
+    output: str | None,
+    overrides: Sequence[str],
+    encoder: tuple[str, ...],
+    version: str | None,
+    level: Any,
+    pool: Any,
+    formats: str,
+    target: str | None,
+) -> None:
+    """Write vectors per window or per recording as .npy and .pt, with a CSV that names the rows."""
+    from bioembed_ray import export as exporting
+    from bioembed_ray.storage import absolute, join
+
+    kinds = tuple(kind.strip() for kind in formats.split(","))
+    for kind in kinds:
+        if kind not in {"npy", "pt"}:
+            raise ConfigError(f"--format: got {kind!r}; use npy, pt, or npy,pt")
+    where = _output_of(job, output, overrides)
+    names = encoder or tuple(
+        sorted({dataset.encoder for dataset in exporting.list_datasets(where, "embeddings")})
+    )
+    if not names:
+        exporting.find_dataset(where, "", None)
+    folder = absolute(target) if target else join(where, "export")
+    for name in names:
+        dataset = exporting.find_dataset(where, name, version)
+        found = exporting.export(exporting.read_windows(where, dataset), level, pool)
+        title = f"{name}_{level}" + (f"_{pool}" if level == "recording" else "")
+        for uri in exporting.write(found, join(folder, title), kinds):
+            click.echo(f"{uri}  {tuple(found.vectors.shape) if not uri.endswith('.csv') else ''}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 failed, 2 bad usage or config, 3 too many failures, 4 locked."""
+    try:
+        commands.main(args=arguments, prog_name="bioembed", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _say("stopped; what is committed stays, run again to go on")
+        sys.exit(130)
+    except BioembedError as error:
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""The job file: YAML and `--set` overrides become one frozen `Job`.
+
+Defaults stand here and nowhere else. A wrong key or value is one line that names the key, the
+value got and what is accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from bioembed_ray.errors import ConfigError
+
+DEFAULT_MODELS = {
+    "beats": "esp_aves2_sl_beats_all",
+    "efficientnet": "esp_aves2_effnetb0_all",
+    "wav2vec2": "facebook/wav2vec2-base",
+    "hubert": "facebook/hubert-base-ls960",
+    "ast": "MIT/ast-finetuned-audioset-10-10-0.4593",
+}
+# Names become Hive partition values and folder names.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Pretrained(_Model):
+    """Weights as published: from the Hugging Face hub, or inside `model` where that is a path."""
+
+    kind: Literal["pretrained"] = "pretrained"
+
+
+class LocalWeights(_Model):
+    """Weights from a file or folder of the caller's."""
+
+    kind: Literal["local"] = "local"
+    path: str
+    """Checkpoint file or model folder."""
+
+
+class RandomWeights(_Model):
+    """Untrained weights, for dry runs; everything made with them is stamped so."""
+
+    kind: Literal["random"] = "random"
+    seed: int = 0
+    """Seed of the initialisation."""
+
+
+Weights = Pretrained | LocalWeights | RandomWeights
+
+
+def _parse_weights(value: object) -> object:
+    if isinstance(value, Pretrained | LocalWeights | RandomWeights):
+        return value
+    if value == "pretrained":
+        return Pretrained()
+    if value == "random":
+        return RandomWeights()
+    if isinstance(value, str) and re.fullmatch(r"random:\d+", value):
+        return RandomWeights(seed=int(value.partition(":")[2]))
+    if isinstance(value, str) and value:
+        return LocalWeights(path=str(Path(value).expanduser().absolute()))
+    raise ValueError('use "pretrained", "random", "random:SEED" or a path')
+
+
+class InputConfig(_Model):
+    """What to read."""
+
+    uri: str | tuple[str, ...] = "."
+    """Folder, bucket prefix, glob, one recording, a list of these, or a .txt file that lists them."""
+    include: tuple[str, ...] = ()
+    """Globs on the path below `uri`; the extension's case does not matter. Empty: every audio extension."""
+    exclude: tuple[str, ...] = ()
+    """Globs to leave out."""
+    manifest: str | None = None
+    """CSV or Parquet table with a `uri` column; its other columns ride along into recordings/."""
+    channels: Literal["mix", "first", "each"] = "mix"
+    """`mix`: mean of all channels; `first`: channel 0; `each`: every channel on its own."""
+    time_expansion: int = Field(default=1, ge=1, le=1000)
+    """Treat a recording at rate r as r / time_expansion, so that ultrasound is heard."""
+
+
+class EncoderConfig(_Model):
+    """One encoder. Only `model` decides what the rest means; see `bioembed init` for examples."""
+
+    model: str
+    """avex registry name or YAML file, Hugging Face name or folder, .pt (TorchScript), .onnx, or module:factory."""
+    weights: Annotated[Weights, BeforeValidator(_parse_weights)] = Pretrained()
+    """`pretrained`, `random` (or `random:SEED`), or a path to a checkpoint."""
+    revision: str | None = None
+    """Hub branch, tag or commit; null is the newest commit, resolved and pinned when the run is planned."""
+    layer: int | tuple[int, ...] | None = None
+    """Transformer layer, 0 = before the first block; several give one output each; null is the model's own output."""
+    window_s: float | None = Field(default=None, gt=0)
+    """Window length in encoder seconds; null is the encoder's default."""
+    hop_s: float | None = Field(default=None, gt=0)
+    """Distance of window starts in encoder seconds; null is the encoder's default."""
+    tail: Literal["pad", "drop", "shift"] = "pad"
+    """Last windows: zero-pad, leave out, or move the last full one back to end at the end."""
+    block_s: int | Literal["whole"] | None = None
+    """Seconds a frame encoder reads at once on a grid fixed per recording; `whole` for short recordings."""
+    context_s: int | None = Field(default=None, ge=0)
+    """Seconds read on both sides of a block and thrown away."""
+    frames: Literal["none", "all"] = "none"
+    """Write every frame to frames/: 276 MB per audio-hour and layer at 768 dimensions in float16."""
+    frame_unit: Literal["step", "patch"] = "step"
+    """BEATs: one frame per time step (mean of its 8 frequency patches) or one per patch."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast precision of the network; front ends and outputs stay float32."""
+    batch_size: int | None = Field(default=None, ge=1, le=4096)
+    """Windows or blocks per forward pass; null suits the device."""
+    rate_hz: int | None = Field(default=None, ge=1000, le=1_000_000)
+    """Input rate; needed for .pt and .onnx, fixed by the model elsewhere."""
+    pool: str = "default"
+    """Which pool of actors holds this encoder."""
+
+    @property
+    def layers(self) -> tuple[int | None, ...]:
+        """The layers asked for, in order; (None,) is the model's own output."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    @model_validator(mode="after")
+    def _check(self) -> EncoderConfig:
+        if isinstance(self.layer, tuple) and (
+            not self.layer or len(set(self.layer)) != len(self.layer)
+        ):
+            raise ValueError("layer: name each layer once")
+        if any(layer is not None and layer < 0 for layer in self.layers):
+            raise ValueError("layer: use 0 or more; null is the model's own output")
+        if isinstance(self.block_s, int) and self.block_s < 1:
+            raise ValueError("block_s: use whole seconds, 1 or more, or whole")
+        return self
+
+
+class PoolConfig(_Model):
+    """One pool of actors; each holds every encoder of the pool."""
+
+    actors: int | Literal["auto"] = "auto"
+    """How many; `auto` is one per GPU, or one per CPU core where there is no GPU."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs per actor; null is 1 where the cluster has any, else 0."""
+    cpus: float | None = Field(default=None, gt=0)
+    """CPU cores per actor that Ray sets aside; null is 1 less a share for decoding."""
+    threads: int = Field(default=1, ge=1)
+    """Compute threads per actor. Fixed, since another count moves the last bits of a vector."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolConfig:
+        if isinstance(self.actors, int) and self.actors < 1:
+            raise ValueError("actors: use 1 or more, or auto")
+        return self
+
+
+class Job(_Model):
+    """Everything a run needs to know."""
+
+    input: InputConfig = InputConfig()
+    """What to read."""
+    output: str
+    """Folder or bucket prefix that receives the tables."""
+    encoders: dict[str, EncoderConfig]
+    """Name -> encoder; the five known names bring their model along."""
+    pools: dict[str, PoolConfig] = {"default": PoolConfig()}
+    """Name -> pool of actors."""
+    segment_s: int = Field(default=300, ge=1, le=3600)
+    """Longest segment in encoder seconds; a multiple of every block."""
+    shard_minutes: float = Field(default=30, gt=0, le=600)
+    """Audio per shard; a smaller archive gets smaller shards."""
+    embedding_dtype: Literal["float32", "float16"] = "float32"
+    """Stored type of window vectors."""
+    frame_dtype: Literal["float32", "float16"] = "float16"
+    """Stored type of frames."""
+    max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of the input seconds that may fail before the run ends with exit code 3."""
+    max_removed_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Share of the known recordings that may be gone from the input before a run refuses to drop their rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not isinstance(raw.get("encoders"), dict):
+            return raw
+        encoders = {}
+        for name, value in raw["encoders"].items():
+            value = {} if value is None else value
+            if isinstance(value, dict) and "model" not in value and name in DEFAULT_MODELS:
+                value = {"model": DEFAULT_MODELS[name], **value}
+            encoders[name] = value
+        return {**raw, "encoders": encoders}
+
+    @model_validator(mode="after")
+    def _check(self) -> Job:
+        if not self.encoders:
+            raise ValueError(f"encoders: none given; name one of {', '.join(DEFAULT_MODELS)}")
+        for name, encoder in self.encoders.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"encoders.{name}: use letters, digits, '_', '-' and '.'")
+            if encoder.pool not in self.pools:
+                known = ", ".join(self.pools)
+                raise ValueError(
+                    f"encoders.{name}.pool: got {encoder.pool!r}; pools has only {known}"
+                )
+        return self
+
+
+def exact(seconds: float) -> Fraction:
+    """Return the decimal number that was written, not its binary neighbour.
+
+    >>> exact(0.1) * 3 == Fraction(3, 10)
+    True
+    """
+    return Fraction(repr(float(seconds)))
+
+
+def load_job(path: str | None, overrides: tuple[str, ...] = (), **direct: Any) -> Job:
+    """Return the job of a file, with `key=value` overrides and direct values on top.
+
+    Args:
+        path: YAML file, or None to start from nothing.
+        overrides: `a.b=value` in the order given; values are read as YAML.
+        direct: Whole top-level keys, e.g. from command line options; None is left out.
+
+    Raises:
+        ConfigError: one line, naming the key, the value and what is accepted.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        raw = _read_yaml(path)
+    for key, value in direct.items():
+        if value is not None:
+            raw[key] = (
+                {**(raw.get(key) or {}), **value}
+                if isinstance(value, dict) and key == "input"
+                else value
+            )
+    for override in overrides:
+        _apply(raw, override)
+    return parse_job(raw, path or "command line")
+
+
+def parse_job(raw: dict[str, Any], where: str) -> Job:
+    """Return a checked job from plain values.
+
+    Raises:
+        ConfigError: see `load_job`.
+    """
+    try:
+        return Job.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_one_line(error, raw)}") from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such job file; `bioembed init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise ConfigError(f"{path}:{line} not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold keys such as input, output and encoders")
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: write key=value, e.g. encoders.beats.hop_s=0.25")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+    node = raw
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"--set {key}: {'.'.join(parents[: depth + 1])} holds a value, not keys"
+            )
+        node = child
+    node[last] = value
+
+
+def _one_line(error: ValidationError, raw: dict[str, Any]) -> str:
+    """Return the first problem as `key: got value; what is accepted`."""
+    # A union reports each branch; an unknown key is the most useful thing to say first.
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    first = problems[0]
+    key = _written_key(first["loc"], raw)
+    kind, got = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        known = _known_keys(first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    context = first.get("ctx", {})
+    if kind == "literal_error":
+        return f"{key}: got {got!r}; use {_spoken(str(context['expected']))}"
+    if kind == "value_error":
+        text = str(context["error"])
+        if not key or (":" in text and not text.startswith("use ")):
+            return f"{key + '.' if key else ''}{text}"
+        return f"{key}: got {got!r}; {text}"
+    return f"{key}: got {got!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _written_key(location: tuple[int | str, ...], raw: dict[str, Any]) -> str:
+    """Return the dotted key as the user wrote it, without pydantic's names of union branches."""
+    parts: list[str] = []
+    node: Any = raw
+    for place, part in enumerate(location):
+        is_last_missing = place == len(location) - 1 and isinstance(node, dict)
+        if not (is_last_missing or (isinstance(node, dict) and part in node)):
+            break
+        parts.append(str(part))
+        node = node.get(part)
+    return ".".join(parts)
+
+
+def _spoken(expected: str) -> str:
+    return expected.replace("'", '"')
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    tables: dict[str, type[BaseModel]] = {
+        "input": InputConfig,
+        "encoders": EncoderConfig,
+        "pools": PoolConfig,
+    }
+    table = tables.get(str(location[0]), Job) if len(location) > 1 else Job
+    return list(table.model_fields)
+
+
+def mask_secrets(text: str) -> str:
+    """Return text without credentials that may ride in URIs or come from the environment."""
+    text = re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
+    for name, value in os.environ.items():
+        if len(value) >= 8 and re.search(r"SECRET|TOKEN|PASSWORD|_KEY$", name):
+            text = text.replace(value, "***")
+    return text

@@ -1,0 +1,1 @@
+"""The encoders: how each is loaded, what it eats, what it gives."""

@@ -1,0 +1,219 @@
+"""`init` and `plan` for people: what is in an archive, what a run would do; nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from bioembed_ray.config import DEFAULT_MODELS, InputConfig
+from bioembed_ray.errors import RecordingError, StorageError
+from bioembed_ray.inputs import Recording, list_input
+from bioembed_ray.parts import weights_stamp
+from bioembed_ray.plan import Plan, work_seconds
+from bioembed_ray.probe import Header, probe
+from bioembed_ray.progress import duration, hours
+from bioembed_ray.summary import last_record
+from bioembed_ray.versions import PlannedEncoder
+
+LOOKED_AT = 40
+# Above this, most of the band is ultrasound and no encoder at 16 kHz hears the animal.
+ULTRASOUND_HZ = 96_000
+
+
+def write_job_file(config: InputConfig, output: str, encoders: tuple[str, ...]) -> str:
+    """Return a commented job file for an archive, after looking at a few recordings.
+
+    Raises:
+        InputError, StorageError: nothing to read, or not reachable.
+    """
+    listing = list_input(config)
+    recordings = listing.recordings
+    step = max(1, math.ceil(len(recordings) / LOOKED_AT))
+    looked = recordings[::step]
+    with ThreadPoolExecutor(8) as pool:
+        headers = [header for header in pool.map(_header, looked) if header is not None]
+    rates = Counter(header.rate_hz for header in headers)
+    expansion = _suggested_expansion(headers)
+    lines = [
+        f"# Written by `bioembed init` after looking at {len(looked)} of {len(recordings)} recordings"
+        + (
+            f" (and {len(listing.containers)} tar or Parquet files unopened)."
+            if listing.containers
+            else "."
+        ),
+        *(f"#   {line}" for line in _found(headers, len(looked))),
+        "",
+        "input:",
+        f"  uri: {_quoted(config.uri if isinstance(config.uri, str) else list(config.uri))}",
+        "  # Globs on the path below uri; empty takes every audio extension.",
+        '  # include: ["**/*.wav"]',
+        "  # A CSV or Parquet table with a uri column; its other columns (site, label) ride along.",
+        "  # manifest: recordings.csv",
+        "  # mix: mean of all channels; first: channel 0; each: every channel on its own.",
+        f"  channels: {config.channels}",
+    ]
+    if expansion > 1:
+        top = max(rates) / 2000
+        lines += [
+            f"  # The fastest recordings hold up to {top:g} kHz; the encoders hear up to 8 kHz. Played {expansion} times",
+            f"  # slower, they hear up to {8 * expansion} kHz. Positions stay in real time.",
+        ]
+    else:
+        lines.append(
+            "  # For ultrasound: 10 plays a recording ten times slower before it is heard."
+        )
+    lines += [
+        f"  time_expansion: {expansion}",
+        "",
+        f"output: {_quoted(output)}",
+        "",
+        "# Each encoder's weights are `pretrained`; a path to a checkpoint, or `random` for a dry run.",
+        "encoders:",
+    ]
+    for name in encoders:
+        lines += _encoder_lines(name)
+    lines += [
+        "",
+        "# Longest piece that is read at once, and audio per committed part.",
+        "segment_s: 300",
+        "shard_minutes: 30",
+        "# Above this share of failed input the run ends with exit code 3; what is good stays.",
+        "max_failed_fraction: 0.01",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _encoder_lines(name: str) -> list[str]:
+    settings = {
+        "beats": "window_s: 1.0, hop_s: 0.5",
+        "efficientnet": "window_s: 1.0, hop_s: 0.5",
+        "wav2vec2": "window_s: 1.0, hop_s: 0.5  # layer: 6, or several: [6, 9]",
+        "hubert": "window_s: 1.0, hop_s: 0.5  # layer: 6, or several: [6, 9]",
+        "ast": "window_s: 10.24, hop_s: 10.24",
+    }.get(name, "")
+    values, _, comment = settings.partition("  # ")
+    line = (
+        f"  {name}: {{model: {DEFAULT_MODELS.get(name, name)}"
+        + (f", {values}" if values else "")
+        + "}"
+    )
+    return [line + (f"  # {comment}" if comment else "")]
+
+
+def _quoted(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _header(recording: Recording) -> Header | None:
+    try:
+        return probe(recording.source)[0]
+    except (RecordingError, StorageError):
+        return None
+
+
+def _found(headers: list[Header], n_looked: int) -> Iterator[str]:
+    if len(headers) < n_looked:
+        yield f"{n_looked - len(headers)} could not be read"
+    for title, counts in (
+        ("formats", Counter(f"{header.container} {header.subtype}" for header in headers)),
+        ("rates", Counter(f"{header.rate_hz} Hz" for header in headers)),
+        ("channels", Counter(str(header.channels) for header in headers)),
+    ):
+        yield f"{title}: " + ", ".join(f"{value} ({n})" for value, n in counts.most_common(6))
+    lengths = sorted(h.n_samples / h.rate_hz for h in headers if h.n_samples is not None)
+    if lengths:
+        middle = lengths[len(lengths) // 2]
+        yield f"lengths: {lengths[0]:.3g} s to {lengths[-1]:.3g} s, median {middle:.3g} s"
+
+
+def _suggested_expansion(headers: list[Header]) -> int:
+    """Return 10, as bat detectors do, where most recordings hold ultrasound; else 1."""
+    fast = [header for header in headers if header.rate_hz > ULTRASOUND_HZ]
+    return 10 if len(fast) * 2 > len(headers) else 1
+
+
+def describe_plan(plan: Plan) -> Iterator[str]:
+    """Yield what a run would do, line by line."""
+    job = plan.job
+    known = plan.ledger.known
+    headers = [entry.header for entry in known.values() if entry.header is not None]
+    total = sum((header.n_samples or 0) / header.rate_hz for header in headers)
+    yield f"input      {len(known)} recordings, {hours(total)} of audio, {len(known) - len(headers)} unreadable"
+    hidden = f", {plan.listing.n_hidden} hidden files skipped" if plan.listing.n_hidden else ""
+    yield f"           {plan.n_new} new, {plan.n_changed} changed, {plan.n_removed} removed{hidden}"
+    todo_s = sum(span.promised / span.header.rate_hz for w in plan.todo for span in w.shard.spans)
+    yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
+    for encoder in plan.encoders:
+        yield from _describe_encoder(plan, encoder)
+    n_superseded = sum(len(entries) for entries in plan.superseded.values())
+    if n_superseded:
+        yield f"to delete  {n_superseded} parts of shards that are wanted no more, once the new ones stand"
+    estimate = _estimate(plan)
+    if estimate is not None:
+        yield f"estimate   {estimate}"
+    elif plan.todo:
+        yield "estimate   none yet: no run on this output has been measured"
+    for note in plan.notes:
+        yield f"warning    {note}"
+    yield f"output     {job.output}"
+
+
+def _describe_encoder(plan: Plan, encoder: PlannedEncoder) -> Iterator[str]:
+    job = plan.job
+    n_windows = n_missing = 0
+    seconds = 0.0
+    missing = {
+        work.shard.id: work for work in plan.todo if set(work.datasets) & set(encoder.datasets)
+    }
+    for shard_id, shard in plan.shards.items():
+        for span in shard.spans:
+            n_channels = span.header.channels if job.input.channels == "each" else 1
+            heard = (
+                span.promised
+                * encoder.facts.rate_hz
+                * job.input.time_expansion
+                / span.header.rate_hz
+            )
+            count = math.ceil(heard / encoder.rule.hop) * n_channels
+            n_windows += count
+            n_missing += count if shard_id in missing else 0
+    seconds = sum(work_seconds(work, job) for work in missing.values())
+    for output in encoder.outputs:
+        size = ""
+        if encoder.facts.dim is not None:
+            width = 2 if job.embedding_dtype == "float16" else 4
+            n_bytes = n_missing * encoder.facts.dim * width
+            if output.frames is not None and encoder.facts.grid is not None:
+                grid = encoder.facts.grid
+                per_second = encoder.facts.rate_hz / grid.stride * grid.per_step
+                width = 2 if job.frame_dtype == "float16" else 4
+                n_bytes += int(seconds * per_second * encoder.facts.dim * width)
+            size = f", about {n_bytes / 1e6:.3g} MB to write"
+        yield (
+            f"{output.name:<10} version {output.embeddings.version}: {n_windows} windows, {n_missing} to compute"
+            f"{size} ({weights_stamp(encoder)})"
+        )
+
+
+def _estimate(plan: Plan) -> str | None:
+    """Return the time a run would take, from rates measured on this output."""
+    record = last_record(plan.job.output)
+    measured = (record or {}).get("audio_s_per_worker_s", {})
+    if not plan.todo or any(encoder.name not in measured for encoder in plan.encoders):
+        return None
+    worker_s = sum(
+        work_seconds(work, plan.job) / measured[encoder.name]
+        for work in plan.todo
+        for encoder in plan.encoders
+        if set(work.datasets) & set(encoder.datasets)
+    )
+    return (
+        f"{duration(worker_s)} of one actor, at the rates of run {record['run']}"
+        if record
+        else None
+    )

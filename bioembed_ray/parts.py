@@ -1,0 +1,208 @@
+"""Arrays become one Parquet part named by its shard; parts are listed and read back.
+
+The listing of a partition is the state of the work: a shard is done where its part stands. What
+became of its recordings stands in the part's own metadata, so a part is put once, whole, and
+nothing else has to be written with it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bioembed_ray import schema, storage
+from bioembed_ray.config import Job
+from bioembed_ray.encode import Frames, Place, Windows
+from bioembed_ray.errors import BrokenOutput, NotFoundError
+from bioembed_ray.outcomes import PartOutcome, outcome_from_json, outcome_to_json
+from bioembed_ray.segments import Shard, span_to_json
+from bioembed_ray.versions import Dataset, PlannedEncoder
+
+FOOTER_BYTES = 1 << 16
+
+
+def part_uri(output: str, dataset: Dataset, shard: str) -> str:
+    """Return where the part of a shard stands."""
+    return storage.join(output, dataset.prefix, f"{shard}.parquet")
+
+
+def list_parts(output: str, dataset: Dataset) -> dict[str, storage.ObjectInfo]:
+    """Return shard id -> object for every part of a dataset; none where it does not exist yet."""
+    try:
+        objects = list(storage.list_objects(storage.join(output, dataset.prefix)))
+    except NotFoundError:
+        return {}
+    return {
+        entry.key.removesuffix(".parquet"): entry
+        for entry in objects
+        if entry.key.endswith(".parquet") and not entry.key.startswith(".")
+    }
+
+
+def windows_table(
+    shard: Shard,
+    places: Sequence[Place],
+    windows: Windows,
+    layer: int,
+    window: int,
+    dtype: str,
+    dim: int,
+) -> pa.Table:
+    """Return one row per window, in the order of spans, channels and starts."""
+    names = [shard.spans[place.span].recording for place in places]
+    clocks = [places[int(index)].clock for index in windows.place]
+    starts = [clock.seconds(int(s)) for clock, s in zip(clocks, windows.start, strict=True)]
+    ends = [clock.seconds(int(s) + window) for clock, s in zip(clocks, windows.start, strict=True)]
+    valid = [
+        clock.seconds(length)  # type: ignore[arg-type]
+        for clock, length in zip(clocks, windows.valid, strict=True)
+    ]
+    return pa.table(
+        [
+            _names(names, windows.place),
+            _channels(places, windows.place),
+            pa.array(starts, pa.float64()),
+            pa.array(ends, pa.float64()),
+            pa.array(np.asarray(valid, np.float32)),
+            _vectors(windows.vectors[layer], dtype, dim),
+        ],
+        schema=schema.embeddings(dim, dtype),
+    )
+
+
+def frames_table(
+    shard: Shard,
+    places: Sequence[Place],
+    frames: Frames,
+    layer: int,
+    receptive: int,
+    dtype: str,
+    dim: int,
+) -> pa.Table:
+    """Return one row per frame, in the order of spans, channels, positions and patches."""
+    names = [shard.spans[place.span].recording for place in places]
+    scale = np.array(
+        [place.clock.encoder_hz * place.clock.time_expansion for place in places] or [1], np.int64
+    )[frames.place]
+    return pa.table(
+        [
+            _names(names, frames.place),
+            _channels(places, frames.place),
+            pa.array(frames.start),
+            pa.array(frames.patch),
+            # int64 / int64 rounds once: positions stay below 2^53.
+            pa.array(frames.start / scale),
+            pa.array((frames.start + receptive) / scale),
+            _vectors(frames.vectors[layer], dtype, dim),
+        ],
+        schema=schema.frames(dim, dtype),
+    )
+
+
+def _names(names: list[str], index: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array(names, pa.string()).take(pa.array(index))
+
+
+def _channels(places: Sequence[Place], index: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array(np.array([place.track.channel for place in places], np.int16)[index])
+
+
+def _vectors(vectors: npt.NDArray[np.float32], dtype: str, dim: int) -> pa.Array:
+    flat = np.ascontiguousarray(vectors).reshape(-1).astype(dtype, copy=False)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), dim)
+
+
+def part_bytes(
+    table: pa.Table, encoder: PlannedEncoder, shard: Shard, outcome: PartOutcome, job: Job
+) -> bytes:
+    """Return the whole Parquet file of a part; the same content gives the same bytes."""
+    facts: dict[str, Any] = {
+        "encoder": outcome.dataset.encoder,
+        "version": outcome.dataset.version,
+        "shard": outcome.shard,
+        "weights": weights_stamp(encoder),
+        "config": encoder.config.model_dump_json(),
+        "placement": json.dumps(placement(encoder, job)),
+        "spans": json.dumps([span_to_json(span) for span in shard.spans]),
+        "outcome": json.dumps(outcome_to_json(outcome)),
+    }
+    metadata = {f"bioembed.{key}": value for key, value in facts.items()}
+    table = table.replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=["recording"],
+        # Statistics of vector values help no query.
+        write_statistics=[name for name in table.schema.names if name != "embedding"],
+    )
+    return bytes(sink.getvalue())
+
+
+def placement(encoder: PlannedEncoder, job: Job) -> dict[str, Any]:
+    """Return what decides where rows lie, as plain values: enough to check a part without the job."""
+    grid = encoder.facts.grid
+    return {
+        "rate_hz": encoder.facts.rate_hz,
+        **asdict(encoder.rule),
+        "time_expansion": job.input.time_expansion,
+        "channels": job.input.channels,
+        "frames_stride": None if grid is None else grid.stride,
+        "frames_receptive": None if grid is None else grid.receptive,
+        "embeds": encoder.facts.embeds,
+    }
+
+
+def weights_stamp(encoder: PlannedEncoder) -> str:
+    """Return what is said of an encoder's weights wherever its vectors are."""
+    checkpoint = encoder.checkpoint
+    if encoder.is_random:
+        return f"RANDOM, untrained (seed {checkpoint.seed})"
+    if checkpoint.repo is not None:
+        return f"{checkpoint.repo}@{checkpoint.commit}"
+    return f"local, sha256 {checkpoint.digest}"
+
+
+def read_metadata(entry: storage.ObjectInfo) -> dict[str, str]:
+    """Return a part's own metadata from its footer, without reading its vectors.
+
+    Raises:
+        BrokenOutput: not a Parquet file, or not one of ours.
+        StorageError: reading failed.
+    """
+    size = entry.size_bytes
+    tail = storage.read_range(entry.uri, max(0, size - FOOTER_BYTES), size)
+    if len(tail) < 12 or tail[-4:] != b"PAR1":
+        raise BrokenOutput(f"{entry.uri}: not a whole Parquet file; delete it and run again")
+    footer = int.from_bytes(tail[-8:-4], "little") + 8
+    if footer > len(tail):
+        tail = storage.read_range(entry.uri, max(0, size - footer), size)
+    # A footer alone is a valid Parquet file to the metadata reader.
+    found = pq.read_metadata(io.BytesIO(b"PAR1" + tail[-footer:])).schema.to_arrow_schema().metadata
+    metadata = {
+        key.decode().removeprefix("bioembed."): value.decode()
+        for key, value in (found or {}).items()
+        if key.startswith(b"bioembed.")
+    }
+    if "outcome" not in metadata:
+        raise BrokenOutput(f"{entry.uri}: not written by bioembed; move it out of the output")
+    return metadata
+
+
+def read_outcome(entry: storage.ObjectInfo) -> tuple[PartOutcome, list[dict[str, Any]]]:
+    """Return what became of a part's shard, and the shard's spans as plain values.
+
+    Raises:
+        BrokenOutput, StorageError: see `read_metadata`.
+    """
+    metadata = read_metadata(entry)
+    return outcome_from_json(json.loads(metadata["outcome"])), json.loads(metadata["spans"])

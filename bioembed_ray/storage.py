@@ -1,0 +1,233 @@
+"""Objects by URI: list, read a range, put in one step, create once, delete.
+
+Local paths go through the operating system (`disk.py`), everything else through obstore
+(`remote.py`). A put is seen whole or not at all on both.
+
+Credentials come from the environment, by the names obstore knows: AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME …
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bioembed_ray import disk, remote
+from bioembed_ray.errors import ChangedError, InputError, NotFoundError, StorageError
+from bioembed_ray.store_errors import translated
+from bioembed_ray.uris import absolute, is_local, join, local_uri, shown_uri, split_uri, text_of
+
+__all__ = [
+    "ObjectInfo",
+    "absolute",
+    "check_writable",
+    "create",
+    "delete",
+    "exists",
+    "is_local",
+    "join",
+    "list_objects",
+    "put",
+    "read",
+    "read_range",
+    "replace",
+    "split_uri",
+    "stat_object",
+    "stat_objects",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One listed object.
+
+    Attributes:
+        key: Name relative to the listed prefix, `/` between parts; bytes that are no text as %XX.
+        uri: Full URI or absolute local path.
+        size_bytes: Size in bytes.
+        stamp: Changes when the content does: the store's etag, or `<size>-<mtime in ns>` locally.
+    """
+
+    key: str
+    uri: str
+    size_bytes: int
+    stamp: str
+
+
+def list_objects(uri: str, depth: int | None = None) -> Iterator[ObjectInfo]:
+    """Yield every object below a prefix (or the one object it names).
+
+    A remote prefix without objects yields nothing; stores have no folders. In name order page by
+    page on a store, folder by folder on a disk.
+
+    Args:
+        uri: Folder, prefix or object.
+        depth: Most folders deep, 1 = only what lies right below; None = all.
+
+    Raises:
+        NotFoundError: a local folder or a bucket that does not exist.
+        DeniedError, StorageError: the store refused, or could not be reached.
+    """
+    scheme, bucket, key = split_uri(uri)
+    if not scheme:
+        with translated(uri, name_the_file=True):
+            for name, path, size, stamp in disk.walk(disk.absolute(key), depth):
+                yield ObjectInfo(text_of(name), local_uri(path), size, stamp)
+        return
+    with translated(uri):
+        for below, whole, size, stamp in remote.walk(remote.store_of(scheme, bucket), key, depth):
+            yield ObjectInfo(below, f"{scheme}://{bucket}/{whole}", size, stamp)
+
+
+def stat_object(uri: str) -> ObjectInfo:
+    """Return what a listing would say of one object.
+
+    Raises:
+        NotFoundError: it does not exist, or is a folder.
+        DeniedError, StorageError: the store refused, or could not be reached.
+    """
+    scheme, bucket, key = split_uri(uri)
+    with translated(uri):
+        if not scheme:
+            path = disk.absolute(key)
+            return ObjectInfo(text_of(Path(path).name), local_uri(path), *disk.stat_file(path))
+        size, stamp = remote.stat_key(remote.store_of(scheme, bucket), key)
+        return ObjectInfo(key.rsplit("/", 1)[-1], uri, size, stamp)
+
+
+def stat_objects(uris: list[str]) -> list[ObjectInfo | None]:
+    """Return `stat_object` of many at once, None where nothing stands.
+
+    Raises:
+        DeniedError, StorageError: the store refused, or could not be reached.
+    """
+
+    def look(uri: str) -> ObjectInfo | None:
+        try:
+            return stat_object(uri)
+        except NotFoundError:
+            return None
+
+    if all(is_local(uri) for uri in uris):
+        return [look(uri) for uri in uris]
+    # A HEAD waits some 30 ms for the store and needs no CPU.
+    with ThreadPoolExecutor(32) as threads:
+        return list(threads.map(look, uris))
+
+
+def read_range(uri: str, start: int, stop: int, stamp: str | None = None) -> bytes:
+    """Return bytes [start, stop) of an object, fewer where it ends before.
+
+    Args:
+        uri: The object.
+        start: First byte, >= 0.
+        stop: One past the last byte.
+        stamp: What the listing said; a read of another version raises.
+
+    Raises:
+        ChangedError: the object is no longer the one with this stamp.
+        NotFoundError, DeniedError, StorageError: after retries.
+    """
+    scheme, bucket, key = split_uri(uri)
+    if stop <= start:
+        return b""
+    with translated(uri):
+        if not scheme:
+            body, found = disk.read_range(disk.absolute(key), start, stop)
+        else:
+            store = remote.store_of(scheme, bucket)
+            body, found = remote.read_range(store, key, start, stop)
+    if stamp is not None and stamp != found:
+        raise ChangedError(f"{shown_uri(uri)}: replaced since it was listed")
+    return body
+
+
+def read(uri: str) -> bytes:
+    """Return a whole object.
+
+    Raises:
+        NotFoundError, DeniedError, StorageError: after retries.
+    """
+    scheme, bucket, key = split_uri(uri)
+    with translated(uri):
+        if not scheme:
+            return Path(disk.absolute(key)).read_bytes()
+        return remote.read(remote.store_of(scheme, bucket), key)
+
+
+def exists(uri: str) -> bool:
+    """Return True where an object of that name stands; a folder is none."""
+    try:
+        stat_object(uri)
+    except NotFoundError:
+        return False
+    return True
+
+
+def put(uri: str, body: bytes) -> None:
+    """Write an object in one step: readers see the old one, or the new one whole.
+
+    Raises:
+        DeniedError, StorageError: no permission, disk full, unreachable.
+    """
+    scheme, bucket, key = split_uri(uri)
+    with translated(uri):
+        if not scheme:
+            disk.put(disk.absolute(key), body)
+        else:
+            remote.put(remote.store_of(scheme, bucket), key, body)
+
+
+def create(uri: str, body: bytes) -> bool:
+    """Write an object only where none stands; return whether this call made it."""
+    scheme, bucket, key = split_uri(uri)
+    with translated(uri):
+        if not scheme:
+            return disk.create(disk.absolute(key), body)
+        return remote.create(remote.store_of(scheme, bucket), key, body)
+
+
+def replace(uri: str, body: bytes, stamp: str) -> bool:
+    """Overwrite an object only while it is still the one with this stamp; return whether it was.
+
+    On a local disk this holds among callers of this function (a lock on the folder).
+    """
+    scheme, bucket, key = split_uri(uri)
+    with translated(uri):
+        if not scheme:
+            return disk.replace(disk.absolute(key), body, stamp)
+        return remote.replace(remote.store_of(scheme, bucket), key, body, stamp)
+
+
+def delete(uri: str) -> None:
+    """Delete an object; one that is not there is fine."""
+    scheme, bucket, key = split_uri(uri)
+    try:
+        with translated(uri):
+            if not scheme:
+                Path(disk.absolute(key)).unlink()
+            else:
+                remote.delete(remote.store_of(scheme, bucket), key)
+    except NotFoundError:
+        return
+
+
+def check_writable(uri: str) -> None:
+    """Raise one clear error where nothing can be written below `uri`.
+
+    Raises:
+        InputError: a file stands where the folder should be.
+        DeniedError, NotFoundError, StorageError: no permission, bucket missing, unreachable.
+    """
+    scheme, _, key = split_uri(uri)
+    if not scheme and Path(disk.absolute(key)).is_file():
+        raise InputError(f"{uri}: is a file; output must be a folder or a prefix")
+    probe = join(uri, f".write-check-{uuid.uuid4().hex}")
+    try:
+        put(probe, b"")
+    except StorageError as error:
+        raise type(error)(str(error).replace(shown_uri(probe), shown_uri(uri))) from error
+    delete(probe)

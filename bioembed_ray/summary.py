@@ -1,0 +1,238 @@
+"""Sums over the ledger: what became of every input second, per encoder; the run's record."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from bioembed_ray import storage
+from bioembed_ray.errors import NotFoundError
+from bioembed_ray.ledger import Known, Ledger
+from bioembed_ray.parts import weights_stamp
+from bioembed_ray.plan import Plan
+from bioembed_ray.versions import Dataset, PlannedEncoder
+
+CURRENT_KEY = "current.json"
+RECORDED_PACKAGES = (
+    "bioembed_ray",
+    "avex",
+    "numpy",
+    "obstore",
+    "pyarrow",
+    "ray",
+    "soundfile",
+    "soxr",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Audio seconds of all channels encoded; the first five add up to `total`.
+
+    Attributes:
+        total: What headers promise, or decoding gave where that is more.
+        embedded: Inside a window full of sound.
+        padded: Only inside padded windows.
+        skipped: Inside no window.
+        failed: Lost, with a reason in failures/.
+        pending: Not done yet.
+        n_rows: Rows written.
+    """
+
+    total: float = 0.0
+    embedded: float = 0.0
+    padded: float = 0.0
+    skipped: float = 0.0
+    failed: float = 0.0
+    pending: float = 0.0
+    n_rows: int = 0
+
+
+def dataset_seconds(ledger: Ledger, dataset: Dataset, channels: str) -> Seconds:
+    """Return what became of the input under one dataset."""
+    sums = Seconds()
+    for entry in ledger.known.values():
+        if entry.header is not None:
+            _add(sums, entry, dataset, channels)
+    return sums
+
+
+def _add(sums: Seconds, entry: Known, dataset: Dataset, channels: str) -> None:
+    header = entry.header
+    if header is None:
+        return
+    n_channels = header.channels if channels == "each" else 1
+    per_second = float(header.rate_hz)
+    for piece in entry.pieces:
+        outcome = entry.outcomes.get((dataset, piece.shard))
+        if outcome is None:
+            end = header.n_samples if piece.stop is None else piece.stop
+            waiting = max(0, (end or piece.start) - piece.start) * n_channels / per_second
+            sums.pending += waiting
+            sums.total += waiting
+            continue
+        found = outcome.coverage
+        sums.embedded += found.embedded / per_second
+        sums.padded += found.padded / per_second
+        sums.skipped += found.skipped / per_second
+        sums.failed += found.failed / per_second
+        sums.total += found.total / per_second
+        sums.n_rows += outcome.n_rows
+
+
+def failed_fraction(ledger: Ledger, datasets: tuple[Dataset, ...], channels: str) -> float:
+    """Return the share of the input that failed for good: of seconds, or of recordings if that is more.
+
+    A recording whose header cannot be read has no seconds to count, so it counts as a recording.
+    """
+    if not ledger.known:
+        return 0.0
+    unreadable = sum(
+        entry.failure is not None and not entry.failure.reason.is_transient
+        for entry in ledger.known.values()
+    )
+    worst = unreadable / len(ledger.known)
+    for dataset in datasets:
+        sums = dataset_seconds(ledger, dataset, channels)
+        if sums.total:
+            worst = max(worst, sums.failed / sums.total)
+    return worst
+
+
+def reasons(ledger: Ledger) -> dict[str, int]:
+    """Return how many recordings failed, wholly or in part, for each reason."""
+    pairs = {(failure.recording, failure.reason.value) for failure in ledger.all_failures()}
+    return dict(Counter(reason for _, reason in pairs).most_common())
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one run did.
+
+    Attributes:
+        audio_s: Audio seconds of the shards done.
+        n_shards: Shards done.
+        n_parts: Parts put.
+        n_bytes: Bytes put.
+        seconds: Worker seconds by stage: "decode", "write", each encoder.
+        encoder_s: Audio seconds each encoder went through.
+        wall_s: From the first shard handed out to the last receipt.
+        n_checked, n_distinct: Per encoder, different sounds compared and different vectors found.
+        transient: Why shards stay uncommitted.
+        uncommitted: Shards that stay uncommitted.
+    """
+
+    audio_s: float = 0.0
+    n_shards: int = 0
+    n_parts: int = 0
+    n_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    encoder_s: dict[str, float] = field(default_factory=dict)
+    wall_s: float = 0.0
+    n_checked: Counter[str] = field(default_factory=Counter)
+    n_distinct: Counter[str] = field(default_factory=Counter)
+    transient: list[str] = field(default_factory=list)
+    uncommitted: set[str] = field(default_factory=set)
+
+    def suspicious(self) -> list[str]:
+        """Return a warning for every encoder that gave one vector for different sounds."""
+        return [
+            f"{name}: {self.n_checked[name]} different sounds gave only {self.n_distinct[name]} different "
+            f"vectors; the weights or the input level are probably wrong"
+            for name in self.n_checked
+            if self.n_checked[name] >= 8 and self.n_distinct[name] < 0.9 * self.n_checked[name]
+        ]
+
+
+def read_current(output: str) -> dict[str, Any]:
+    """Return which version of each encoder is current; empty before the first complete run."""
+    try:
+        found = json.loads(storage.read(storage.join(output, CURRENT_KEY)))
+    except NotFoundError:
+        return {}
+    return dict(found)
+
+
+def move_current(output: str, finished: list[PlannedEncoder]) -> None:
+    """Make the versions of finished encoders current, in one put; nothing is put where they are."""
+    current = read_current(output)
+    encoders = dict(current.get("encoders", {}))
+    for encoder in finished:
+        for result in encoder.outputs:
+            encoders[result.name] = {
+                "embeddings": result.embeddings.version,
+                "frames": None if result.frames is None else result.frames.version,
+                "weights": weights_stamp(encoder),
+            }
+    if encoders != current.get("encoders"):
+        body = json.dumps({**current, "encoders": encoders}, indent=2, sort_keys=True)
+        storage.put(storage.join(output, CURRENT_KEY), body.encode())
+
+
+def write_record(plan: Plan, tally: Tally, run_id: str, exit_code: int) -> None:
+    """Put the run's record: job, versions, environment, counts, timings, measured rates."""
+    record = {
+        "run": run_id,
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "exit_code": exit_code,
+        "job": plan.job.model_dump(mode="json"),
+        "versions": {
+            dataset.prefix: weights_stamp(encoder)
+            for encoder in plan.encoders
+            for dataset in encoder.datasets
+        },
+        "environment": {
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in RECORDED_PACKAGES},
+        },
+        "recordings": {
+            "known": len(plan.ledger.known),
+            "new": plan.n_new,
+            "changed": plan.n_changed,
+            "removed": plan.n_removed,
+            "hidden": plan.listing.n_hidden,
+        },
+        "shards": {"done": tally.n_shards, "uncommitted": sorted(tally.uncommitted)},
+        "parts": tally.n_parts,
+        "bytes": tally.n_bytes,
+        "audio_s": tally.audio_s,
+        "wall_s": tally.wall_s,
+        "worker_s": dict(tally.seconds),
+        "audio_s_per_worker_s": rates(tally),
+        "failures": reasons(plan.ledger),
+    }
+    body = json.dumps(record, indent=2, sort_keys=True).encode()
+    storage.put(storage.join(plan.job.output, "runs", f"{run_id}.json"), body)
+
+
+def rates(tally: Tally) -> dict[str, float]:
+    """Return encoder seconds of audio per second of one actor, for each encoder that ran."""
+    return {
+        name: audio_s / tally.seconds[name]
+        for name, audio_s in tally.encoder_s.items()
+        if tally.seconds[name]
+    }
+
+
+def last_record(output: str) -> dict[str, Any] | None:
+    """Return the newest run record that did some work, else the newest, None before the first."""
+    try:
+        found = list(storage.list_objects(storage.join(output, "runs")))
+    except NotFoundError:
+        return None
+    newest = None
+    for entry in sorted(found, key=lambda entry: entry.key, reverse=True)[:20]:
+        record: dict[str, Any] = json.loads(storage.read(entry.uri))
+        newest = newest or record
+        if record.get("parts"):
+            return record
+    return newest

@@ -1,0 +1,235 @@
+"""What an encoder's numbers depend on, as a digest; and the encoder as the plan knows it.
+
+A version changes when, and only when, the numbers do: weights, architecture, layer, pooling,
+window, hop, tail, block grid, resampler, time expansion, channels, precision, stored type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from bioembed_ray.audio import PIECE_S
+from bioembed_ray.config import EncoderConfig, Job, RandomWeights, exact
+from bioembed_ray.encoders import registry
+from bioembed_ray.encoders.base import Facts
+from bioembed_ray.encoders.weights import Checkpoint
+from bioembed_ray.errors import ConfigError
+from bioembed_ray.windows import WindowRule
+
+# Raised by hand when decoding, resampling, windowing or pooling move any number.
+PREPROCESS_VERSION = 1
+# Raised by hand when the reader learns formats or salvages more; permanent failures are then retried.
+READER_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Dataset:
+    """One partition of the output: the parts of one encoder, layer and version.
+
+    Attributes:
+        table: "embeddings" or "frames".
+        encoder: Name of the output, e.g. "hubert" or "hubert.9".
+        version: Digest.
+    """
+
+    table: str
+    encoder: str
+    version: str
+
+    @property
+    def prefix(self) -> str:
+        """Folder below the output."""
+        return f"{self.table}/encoder={self.encoder}/version={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one layer of an encoder gives.
+
+    Attributes:
+        name: The encoder's name, with the layer where there are several.
+        layer: Transformer layer, None for the model's own output.
+        embeddings: Where its window vectors go.
+        frames: Where its frames go, None where they are not kept.
+    """
+
+    name: str
+    layer: int | None
+    embeddings: Dataset
+    frames: Dataset | None
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """All its partitions."""
+        return (self.embeddings,) if self.frames is None else (self.frames, self.embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEncoder:
+    """An encoder with everything settled but its weights not loaded: small and picklable."""
+
+    name: str
+    config: EncoderConfig
+    facts: Facts
+    checkpoint: Checkpoint
+    rule: WindowRule
+    outputs: tuple[Output, ...]
+
+    @property
+    def is_random(self) -> bool:
+        """True where the weights are untrained."""
+        return isinstance(self.config.weights, RandomWeights)
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """All partitions it fills."""
+        return tuple(dataset for output in self.outputs for dataset in output.datasets)
+
+
+def plan_encoder(name: str, job: Job) -> PlannedEncoder:
+    """Settle one encoder: facts, checkpoint (the hub's newest commit is resolved here), versions.
+
+    Raises:
+        ConfigError: a window, hop or block that the encoder cannot take.
+        WeightsError: the checkpoint is missing or unreachable.
+    """
+    config = job.encoders[name]
+    facts = registry.describe(name, config)
+    rule = WindowRule(
+        _samples(name, "window_s", config.window_s or facts.window_s, facts.rate_hz),
+        _samples(name, "hop_s", config.hop_s or _default_hop(config, facts), facts.rate_hz),
+        config.tail,
+    )
+    _check(name, config, facts, rule, job)
+    checkpoint = registry.checkpoint(name, config)
+    shape = registry.architecture(name, config, checkpoint)
+    outputs = []
+    for layer in config.layers:
+        title = name if len(config.layers) == 1 else f"{name}.{layer}"
+        content = _content(config, facts, checkpoint, shape, layer, job)
+        windowed = {**content, "window": rule.window, "hop": rule.hop, "tail": rule.tail}
+        windowed["stored"] = job.embedding_dtype
+        outputs.append(
+            Output(
+                title,
+                layer,
+                Dataset("embeddings", title, digest(windowed)),
+                Dataset("frames", title, digest({**content, "stored": job.frame_dtype}))
+                if config.frames == "all"
+                else None,
+            )
+        )
+    return PlannedEncoder(name, config, facts, checkpoint, rule, tuple(outputs))
+
+
+def _content(
+    config: EncoderConfig,
+    facts: Facts,
+    checkpoint: Checkpoint,
+    architecture: str,
+    layer: int | None,
+    job: Job,
+) -> dict[str, Any]:
+    """Return all that moves the frames' numbers; windows add their own."""
+    grid = facts.grid
+    return {
+        "preprocess": PREPROCESS_VERSION,
+        "family": facts.family,
+        "weights": checkpoint.digest,
+        "architecture": architecture,
+        "layer": layer,
+        "rate_hz": facts.rate_hz,
+        "grid": None
+        if grid is None
+        else [
+            grid.block_s,
+            grid.context_s,
+            grid.joins_tail,
+            grid.stride,
+            grid.receptive,
+            grid.per_step,
+        ],
+        "resampler": f"soxr HQ, {PIECE_S} s pieces",
+        "time_expansion": job.input.time_expansion,
+        "channels": job.input.channels,
+        "precision": config.precision,
+    }
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Return 48 bits of SHA-256 over canonical JSON, as hex."""
+    body = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(body.encode()).hexdigest()[:12]
+
+
+def _default_hop(config: EncoderConfig, facts: Facts) -> float:
+    """Scale the encoder's hop with a window that was set alone, so that the overlap stays."""
+    if config.window_s is None:
+        return facts.hop_s
+    return float(exact(config.window_s) * exact(facts.hop_s) / exact(facts.window_s))
+
+
+def _samples(name: str, key: str, seconds: float, rate_hz: int) -> int:
+    samples = exact(seconds) * rate_hz
+    if samples.denominator != 1:
+        near = Fraction(round(samples), rate_hz)
+        raise ConfigError(
+            f"encoders.{name}.{key}: got {seconds:g}, not a whole number of samples at {rate_hz} Hz; "
+            f"use {float(near):.6g}"
+        )
+    return int(samples)
+
+
+def _check(name: str, config: EncoderConfig, facts: Facts, rule: WindowRule, job: Job) -> None:
+    where = f"encoders.{name}"
+    window_s = rule.window / facts.rate_hz
+    if facts.max_window_s is not None and window_s > facts.max_window_s:
+        raise ConfigError(
+            f"{where}.window_s: got {window_s:g}; {facts.family} takes at most {facts.max_window_s:g} s"
+        )
+    if config.frames == "all" and facts.grid is None:
+        raise ConfigError(f"{where}.frames: got 'all'; {facts.family} has no frames, use \"none\"")
+    grid = facts.grid
+    if grid is None:
+        return
+    if rule.window < grid.receptive:
+        raise ConfigError(
+            f"{where}.window_s: got {window_s:g}; {facts.family} needs "
+            f"{grid.receptive / facts.rate_hz:g} s or more"
+        )
+    if grid.block_s is None:
+        return
+    if job.segment_s % grid.block_s:
+        raise ConfigError(
+            f"segment_s: got {job.segment_s}; must be a multiple of {where}'s block of {grid.block_s} s"
+        )
+    if grid.joins_tail and (grid.block_s * facts.rate_hz) % grid.stride:
+        raise ConfigError(f"{where}.block_s: got {grid.block_s}; frames must start with a block")
+
+
+def reach_s(encoders: tuple[PlannedEncoder, ...], segment_s: int) -> tuple[float, float]:
+    """Return the encoder seconds to read before and after a span, enough for every encoder.
+
+    Window encoders look ahead by a window. A frame encoder's window may need the whole block it
+    ends in, which may have taken the recording's tail along; and where a recording turns out to
+    end just after a span's start, the block before owns that tail.
+    """
+    before = after = 0.0
+    for encoder in encoders:
+        window = encoder.rule.window / encoder.facts.rate_hz
+        grid = encoder.facts.grid
+        after = max(after, window)
+        if grid is None or grid.block_s is None:
+            continue
+        margin = grid.block_s + grid.context_s + 1
+        before = max(
+            before, margin if not encoder.facts.embeds or encoder.config.frames == "all" else 0
+        )
+        needs = 0 if encoder.facts.embeds else window
+        blocks_ahead = -(-needs // grid.block_s) * grid.block_s
+        after = max(after, blocks_ahead + grid.block_s / 2 + grid.context_s + 1)
+    return before, after

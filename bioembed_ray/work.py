@@ -1,0 +1,311 @@
+"""What one worker does with one shard: decode it, apply the encoders, put the parts.
+
+Plain functions, no Ray: the stream calls them in its tasks and actors, a test calls them directly.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from bioembed_ray import storage
+from bioembed_ray.audio import SpanAudio, Track, Wave, read_span
+from bioembed_ray.config import Job
+from bioembed_ray.encode import Place, Windows, encode
+from bioembed_ray.encoders.base import Encoder
+from bioembed_ray.errors import Reason, RecordingError, StorageError
+from bioembed_ray.outcomes import Failure, PartOutcome, judge
+from bioembed_ray.parts import frames_table, part_bytes, part_uri, windows_table
+from bioembed_ray.plan import Work
+from bioembed_ray.segments import Shard, Span
+from bioembed_ray.versions import Dataset, Output, PlannedEncoder, reach_s
+from bioembed_ray.windows import Clock, WindowRule
+
+# Short recordings spend their time waiting for the store; a few at once hide that.
+READ_THREADS = 4
+# Windows per part whose vectors are compared with one another.
+COMPARED = 64
+
+Audio = SpanAudio | RecordingError
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What the driver hears of one shard.
+
+    Attributes:
+        shard: Shard id.
+        outcomes: One per part that now stands.
+        failures: Why parts do not stand: transient failures.
+        put_error: What the store said to a put, None where it said nothing.
+        n_bytes: Bytes put.
+        seconds: Where the time went: "decode", "write", and each encoder by name.
+        is_poisoned: The worker died on the shard too often; nothing was done.
+    """
+
+    shard: str
+    outcomes: list[PartOutcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    put_error: str | None = None
+    n_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    is_poisoned: bool = False
+
+
+def decode_shard(work: Work, encoders: Sequence[PlannedEncoder], job: Job) -> list[Audio]:
+    """Decode every span once, at every rate that the missing datasets need.
+
+    A recording's own errors come back in its place; none is raised.
+    """
+    needed = [e for e in encoders if set(e.datasets) & set(work.datasets)]
+    rates = tuple(sorted({encoder.facts.rate_hz for encoder in needed}))
+    reach = reach_s(tuple(needed), job.segment_s)
+
+    def read(number: int) -> Audio:
+        if number in work.crashed:
+            return RecordingError(Reason.CRASHED, "the worker process died on it, repeatedly")
+        return _read(work.shard.spans[number], rates, reach, job)
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(pool.map(read, range(len(work.shard.spans))))
+
+
+def _read(span: Span, rates: tuple[int, ...], reach: tuple[float, float], job: Job) -> Audio:
+    try:
+        audio = read_span(span, rates, reach, job.input.channels, job.input.time_expansion)
+    except RecordingError as error:
+        return error
+    except StorageError as error:
+        name = type(error).__name__
+        is_other = name in {"ChangedError", "NotFoundError"}
+        return RecordingError(Reason.CHANGED if is_other else Reason.STORAGE, str(error))
+    except MemoryError:
+        return RecordingError(Reason.OUT_OF_MEMORY, "decoding ran out of memory")
+    # Decoders are foreign code fed with damaged files; one recording must not stop the run.
+    except Exception as error:  # noqa: BLE001
+        text = " ".join(str(error).split())[:300]
+        return RecordingError(Reason.DAMAGED, f"{type(error).__name__}: {text}")
+    if audio.n_decoded == 0 and span.start == 0:
+        if audio.fault is not None:
+            return RecordingError(Reason.DAMAGED, audio.fault)
+        return RecordingError(Reason.EMPTY, "decodes to no samples")
+    return audio
+
+
+def flatten(audios: Sequence[Audio]) -> tuple[bytes, Wave]:
+    """Return what a shard decoded to as an index and one flat array, to cross the object store."""
+    waves: list[Wave] = []
+    position = 0
+    slim: list[object] = []
+    for audio in audios:
+        if isinstance(audio, RecordingError):
+            slim.append(audio)
+            continue
+        tracks = {}
+        for rate, found in audio.tracks.items():
+            rows = []
+            for track in found:
+                rows.append((track.channel, track.offset, position, len(track.samples)))
+                waves.append(track.samples)
+                position += len(track.samples)
+            tracks[rate] = rows
+        slim.append((tracks, audio.n_native, audio.n_decoded, audio.n_nonfinite, audio.fault))
+    flat = np.concatenate(waves) if waves else np.zeros(0, np.float32)
+    return pickle.dumps(slim), flat
+
+
+def unflatten(index: bytes, flat: Wave) -> list[Audio]:
+    """Return the shard's audio, as views of the flat array."""
+    audios: list[Audio] = []
+    for entry in pickle.loads(index):
+        if isinstance(entry, RecordingError):
+            audios.append(entry)
+            continue
+        tracks, n_native, n_decoded, n_nonfinite, fault = entry
+        audios.append(
+            SpanAudio(
+                {
+                    rate: [
+                        Track(channel, offset, flat[at : at + length])
+                        for channel, offset, at, length in rows
+                    ]
+                    for rate, rows in tracks.items()
+                },
+                n_native,
+                n_decoded,
+                n_nonfinite,
+                fault,
+            )
+        )
+    return audios
+
+
+def transient(work: Work, audios: Sequence[Audio]) -> list[Failure]:
+    """Return the failures that a later run may not meet; with any of them nothing is committed."""
+    return [
+        Failure(span.recording, audio.reason, audio.detail, shard=work.shard.id)
+        for span, audio in zip(work.shard.spans, audios, strict=True)
+        if isinstance(audio, RecordingError) and audio.reason.is_transient
+    ]
+
+
+def encode_shard(
+    work: Work,
+    audios: Sequence[Audio],
+    planned: PlannedEncoder,
+    encoder: Encoder,
+    device: str,
+    job: Job,
+    receipt: Receipt,
+    busy: AbstractContextManager[object] | None = None,
+    is_trial: bool = False,
+) -> None:
+    """Apply one encoder to a decoded shard and put its parts; the receipt says what happened.
+
+    Args:
+        work: The shard and the datasets it lacks.
+        audios: What decoding gave.
+        planned: The encoder's settings.
+        encoder: The loaded network.
+        device: Torch device.
+        job: The job.
+        receipt: Filled in.
+        busy: Held while the network runs, so that writing overlaps with the next shard.
+        is_trial: Compute, but put nothing.
+    """
+    wanted = [output for output in planned.outputs if set(output.datasets) & set(work.datasets)]
+    if not wanted:
+        return
+    places = places_of(work.shard, audios, planned, job)
+    keep_frames = planned.config.frames == "all"
+    with busy or nullcontext():
+        started = time.perf_counter()
+        windows, frames = encode(
+            encoder, planned.rule, places, device, len(planned.outputs), keep_frames
+        )
+        took = time.perf_counter() - started
+    receipt.seconds[planned.name] = receipt.seconds.get(planned.name, 0.0) + took
+    lost = [entry for entry in windows.lost if entry.error.reason.is_transient]
+    if lost:
+        span = work.shard.spans[places[lost[0].place].span]
+        error = lost[0].error
+        receipt.failures.append(
+            Failure(span.recording, error.reason, error.detail, planned.name, shard=work.shard.id)
+        )
+        return
+    started = time.perf_counter()
+    for number, output in enumerate(planned.outputs):
+        if output not in wanted:
+            continue
+        outcome = _outcome(work.shard, audios, places, planned, output, windows, number, job)
+        tables = []
+        if output.frames is not None and frames is not None:
+            grid = planned.facts.grid
+            receptive = 0 if grid is None else grid.receptive
+            table = frames_table(
+                work.shard, places, frames, number, receptive, job.frame_dtype, encoder.dim
+            )
+            tables.append((output.frames, table))
+        tables.append(
+            (
+                output.embeddings,
+                windows_table(
+                    work.shard,
+                    places,
+                    windows,
+                    number,
+                    planned.rule.window,
+                    job.embedding_dtype,
+                    encoder.dim,
+                ),
+            )
+        )
+        # Frames first: the embeddings part is what says that the shard is done.
+        for dataset, table in tables:
+            if dataset in work.datasets and not is_trial:
+                _put(table, planned, work.shard, replace(outcome, dataset=dataset), job, receipt)
+    receipt.seconds["write"] = receipt.seconds.get("write", 0.0) + time.perf_counter() - started
+
+
+def _put(
+    table: object,
+    planned: PlannedEncoder,
+    shard: Shard,
+    outcome: PartOutcome,
+    job: Job,
+    receipt: Receipt,
+) -> None:
+    body = part_bytes(table, planned, shard, outcome, job)
+    try:
+        storage.put(part_uri(job.output, outcome.dataset, outcome.shard), body)
+    except StorageError as error:
+        receipt.put_error = str(error)
+        return
+    receipt.n_bytes += len(body)
+    receipt.outcomes.append(outcome)
+
+
+def _outcome(
+    shard: Shard,
+    audios: Sequence[Audio],
+    places: Sequence[Place],
+    planned: PlannedEncoder,
+    output: Output,
+    windows: Windows,
+    layer: int,
+    job: Job,
+) -> PartOutcome:
+    n_channels = [
+        span.header.channels if job.input.channels == "each" else 1 for span in shard.spans
+    ]
+    dataset: Dataset = output.embeddings
+    judged = judge(shard, audios, places, planned.rule, windows, dataset, n_channels)
+    n_checked, n_distinct = _compare(places, windows, layer, planned.rule)
+    return PartOutcome(
+        dataset, shard.id, tuple(judged.spans), tuple(judged.failures), n_checked, n_distinct
+    )
+
+
+def places_of(
+    shard: Shard, audios: Sequence[Audio], planned: PlannedEncoder, job: Job
+) -> list[Place]:
+    """Return the tracks that an encoder hears, in order of spans and channels."""
+    rate = planned.facts.rate_hz
+    return [
+        Place(
+            number,
+            Clock(span.header.rate_hz, rate, job.input.time_expansion),
+            span.start,
+            span.stop,
+            audio.n_native,
+            track,
+        )
+        for number, (span, audio) in enumerate(zip(shard.spans, audios, strict=True))
+        if isinstance(audio, SpanAudio) and audio.n_decoded > 0
+        for track in audio.tracks.get(rate, [])
+    ]
+
+
+def _compare(
+    places: Sequence[Place], windows: Windows, layer: int, rule: WindowRule
+) -> tuple[int, int]:
+    """Return how many different sounds were compared, and how many different vectors they gave.
+
+    An encoder that gives one vector for all sounds, or neighbours' vectors for each other, is the
+    field's classic silent bug.
+    """
+    rows = np.unique(np.linspace(0, max(0, len(windows.start) - 1), COMPARED).astype(int))
+    sounds: dict[bytes, bytes] = {}
+    for row in rows[: len(windows.start)]:
+        track = places[int(windows.place[row])].track
+        low = int(windows.start[row]) - track.offset
+        sound = track.samples[low : low + rule.window]
+        if sound.any():
+            sounds[sound.tobytes()] = windows.vectors[layer][row].tobytes()
+    return len(sounds), len(set(sounds.values()))
