@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from bioembed_ray.config import Job, load_job, mask_secrets
+from bioembed_ray.config import Job, mask_secrets
 from bioembed_ray.errors import BioembedError, BrokenOutput, ConfigError, TooManyFailures
+from bioembed_ray.job_file import load_job
 
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job file."
@@ -105,12 +106,12 @@ def plan(
     overrides: Sequence[str],
 ) -> None:
     """Say what a run would do; nothing is written."""
-    from bioembed_ray import stream
+    from bioembed_ray import cluster
     from bioembed_ray.look import describe_plan
     from bioembed_ray.plan import make_plan
 
     loaded = _load(job, overrides, uri, output, encoders)
-    found = make_plan(loaded, stream.probe_recordings, stream.list_members)
+    found = make_plan(loaded, cluster.probe_recordings, cluster.list_members)
     for line in describe_plan(found):
         click.echo(mask_secrets(line))
 

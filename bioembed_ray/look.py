@@ -145,7 +145,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     total = sum((header.n_samples or 0) / header.rate_hz for header in headers)
     yield f"input      {len(known)} recordings, {hours(total)} of audio, {len(known) - len(headers)} unreadable"
     hidden = f", {plan.listing.n_hidden} hidden files skipped" if plan.listing.n_hidden else ""
-    yield f"           {plan.n_new} new, {plan.n_changed} changed, {plan.n_removed} removed{hidden}"
+    yield f"           {plan.changes.n_new} new, {plan.changes.n_changed} changed, {plan.changes.n_removed} removed{hidden}"
     todo_s = sum(span.promised / span.header.rate_hz for w in plan.todo for span in w.shard.spans)
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
     for encoder in plan.encoders:

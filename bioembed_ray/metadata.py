@@ -7,6 +7,7 @@ no date, and what nobody says is None.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -153,7 +154,7 @@ def _audiomoth_time(comment: str) -> datetime | None:
     zone = _zone(sign or "+", hours or "0", minutes or "0") if utc else None
     if utc and zone is None:
         return None
-    return _date(year, month, day, hour, minute, second, zone, (fraction or "0").ljust(6, "0"))
+    return _date((year, month, day, hour, minute, second), zone, (fraction or "0").ljust(6, "0"))
 
 
 # YYYYMMDD and HHMMSS, also with dashes inside (OWL: 2022-07-19_T00-00-00), joined by "_", "-",
@@ -191,7 +192,7 @@ def parse_name(name: str) -> Metadata:
         return Metadata(stamp if _OLDEST_HEX <= stamp < _NEWEST_HEX else None)
     if soundtrap := _SOUNDTRAP.fullmatch(stem):
         year, *rest = soundtrap.groups()
-        return Metadata(_date(f"20{year}", *rest, None))
+        return Metadata(_date((f"20{year}", *rest), None))
     recorded_at = next(
         (time for match in _NAME_TIME.finditer(stem) if (time := _time(match))), None
     )
@@ -213,7 +214,7 @@ def _time(match: re.Match[str]) -> datetime | None:
         offset = text.lstrip("_")
         states_zone = text[0] == "_" or offset[0] == "+" or match["join"] == "T"
         zone = _zone(offset[0], offset[1:3], offset[3:5]) if states_zone else None
-    return _date(*match.group("year", "month", "day", "hour", "minute", "second"), zone)
+    return _date(match.group("year", "month", "day", "hour", "minute", "second"), zone)
 
 
 def _zone(sign: str, hours: str, minutes: str) -> timezone | None:
@@ -224,19 +225,13 @@ def _zone(sign: str, hours: str, minutes: str) -> timezone | None:
     return timezone(-offset if sign == "-" else offset)
 
 
-def _date(
-    year: str,
-    month: str,
-    day: str,
-    hour: str,
-    minute: str,
-    second: str,
-    zone: timezone | None,
-    microsecond: str = "0",
-) -> datetime | None:
-    numbers = (int(text) for text in (year, month, day, hour, minute, second, microsecond))
+def _date(parts: Sequence[str], zone: timezone | None, microsecond: str = "0") -> datetime | None:
+    """Return year, month, day, hour, minute, second as a time, None where there is no such time."""
+    year, month, day, hour, minute, second = (int(part) for part in parts)
     try:
-        return _plausible(datetime(*numbers, tzinfo=zone))
+        return _plausible(
+            datetime(year, month, day, hour, minute, second, int(microsecond), tzinfo=zone)
+        )
     except ValueError:
         return None
 
@@ -253,4 +248,4 @@ def _bext_time(body: bytes) -> datetime | None:
     match = re.fullmatch(
         r"(\d{4})[-_:. /](\d\d)[-_:. /](\d\d)(\d\d)[-_:. /](\d\d)[-_:. /](\d\d)", text
     )
-    return _date(*match.group(1, 2, 3, 4, 5, 6), None) if match else None
+    return _date(match.group(1, 2, 3, 4, 5, 6), None) if match else None

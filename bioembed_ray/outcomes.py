@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bioembed_ray.apply import LostWindow, Place, Windows
 from bioembed_ray.audio import SpanAudio
-from bioembed_ray.encode import LostWindow, Place, Windows
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.versions import READER_VERSION, Dataset

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
+from bioembed_ray.apply import Place, Windows
 from bioembed_ray.config import Job
-from bioembed_ray.encode import Frames, Place, Windows
 from bioembed_ray.errors import BrokenOutput, NotFoundError
+from bioembed_ray.frames import Frames
 from bioembed_ray.outcomes import PartOutcome, outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Shard, span_to_json
 from bioembed_ray.versions import Dataset, PlannedEncoder

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from bioembed_ray import lease, parts
-from bioembed_ray import ledger as ledgers
+from bioembed_ray import lease, ledger_file, parts
 from bioembed_ray.errors import InputError
 from bioembed_ray.export import list_datasets
 from bioembed_ray.ledger import Ledger
@@ -73,7 +72,7 @@ def describe_status(output: str) -> Iterator[str]:
     Raises:
         InputError: nothing there.
     """
-    ledger = ledgers.load(output)
+    ledger = ledger_file.load(output)
     holder = lease.holder(output)
     if holder is not None:
         age = max(0, round(time.time() - holder["beat"]))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
-from bioembed_ray import lease, ledger, storage, stream, summary
+from bioembed_ray import cluster, lease, ledger_file, storage, stream, summary
 from bioembed_ray.config import Job
 from bioembed_ray.errors import LockedError, StorageError
 from bioembed_ray.plan import Plan, Work, make_plan, work_seconds
@@ -53,24 +53,24 @@ def run_job(job: Job, say: Callable[[str], None]) -> Result:
     """
     storage.check_writable(job.output)
     with lease.hold(job.output, "bioembed run") as lost:
-        plan = make_plan(job, stream.probe_recordings, stream.list_members)
+        plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
         for note in plan.notes:
             say(f"warning: {note}")
         # The shards are entered before any work: a killed run is taken up with the same ones.
-        ledger.save(job.output, plan.ledger)
+        ledger_file.save(job.output, plan.ledger)
         tally = Tally()
         if plan.todo:
             _work(plan, tally, lost, say)
-            ledger.save(job.output, plan.ledger)
+            ledger_file.save(job.output, plan.ledger)
         return _finish(plan, tally)
 
 
 def _work(plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], None]) -> None:
     job = plan.job
-    stream.connect()
+    cluster.connect()
     _stop_on_sigterm()
-    resources = stream.cluster_resources()
-    pools = stream.plan_pools(job, plan.encoders, resources, len(plan.todo))
+    resources = cluster.cluster_resources()
+    pools = cluster.plan_pools(job, plan.encoders, resources, len(plan.todo))
     for pool in pools:
         where = f"{pool.gpus:g} GPU" if pool.gpus else f"CPU, {pool.threads} thread(s)"
         names = ", ".join(encoder.name for encoder in pool.encoders)
@@ -91,15 +91,15 @@ def _work(plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], 
             progress.add(_audio_seconds(work), n_failures + len(receipt.failures))
             n_put_errors = n_put_errors + 1 if receipt.put_error else 0
             if receipt.put_error and n_put_errors >= MAX_PUT_ERRORS:
-                ledger_is_saved = _try_save(plan)
-                hint = "" if ledger_is_saved else "; the ledger could not be saved either"
+                is_saved = _try_save(plan)
+                hint = "" if is_saved else "; the ledger could not be saved either"
                 raise StorageError(f"{receipt.put_error}; what was put stays, run again{hint}")
     tally.wall_s = time.monotonic() - started
 
 
 def _try_save(plan: Plan) -> bool:
     try:
-        ledger.save(plan.job.output, plan.ledger)
+        ledger_file.save(plan.job.output, plan.ledger)
     except StorageError:
         return False
     return True

@@ -8,21 +8,17 @@ exceptions, because a raising row would abort the run or drop a block.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from bioembed_ray.config import Job, PoolConfig
-from bioembed_ray.containers import members
-from bioembed_ray.errors import BioembedError, ConfigError, Reason, RecordingError, StorageError
-from bioembed_ray.inputs import Container, Recording
-from bioembed_ray.plan import Probed, Work
-from bioembed_ray.probe import probe
+from bioembed_ray.cluster import DECODE_CPUS, PoolPlan
+from bioembed_ray.config import Job
+from bioembed_ray.plan import Work
 from bioembed_ray.versions import PlannedEncoder
 from bioembed_ray.work import (
     Receipt,
@@ -35,185 +31,8 @@ from bioembed_ray.work import (
 
 # A shard whose worker died this often is taken apart.
 MAX_ATTEMPTS = 3
-PROBE_BATCH = 32
-# A decoding task waits for the disk more than it computes; so several share a core on small machines.
-DECODE_CPUS = 0.2
 # Loading all weights from a cold hub cache may take this long.
 ACTORS_START_S = 1800
-
-
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start a local one.
-
-    Raises:
-        ConfigError: the cluster cannot be reached.
-    """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        # Without an address Ray would join whatever a stale file in /tmp names.
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ConfigError(f"RAY_ADDRESS={address}: cannot join the cluster ({text})") from error
-
-
-def disconnect() -> None:
-    """Leave the cluster; a local one ends with it."""
-    import ray
-
-    ray.shutdown()
-
-
-def probe_recordings(recordings: list[Recording]) -> Iterator[Probed]:
-    """Read headers in parallel on the cluster; yields in any order.
-
-    A file that kills its worker is found by splitting the batch, and is left out of the answer.
-    """
-    yield from _spread(_probe_batch, recordings, PROBE_BATCH)
-
-
-def list_members(containers: list[Container]) -> Iterator[Recording]:
-    """List what is inside tar and Parquet objects, in parallel on the cluster."""
-    for found in _spread(_list_batch, containers, 1):
-        if isinstance(found, Exception):
-            raise found
-        yield from found
-
-
-def _spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
-    import ray
-
-    connect()
-    task = ray.remote(function).options(num_cpus=0.5, max_retries=2)
-    batches = [entries[i : i + size] for i in range(0, len(entries), size)]
-    batches.reverse()
-    pending: dict[Any, Sequence[Any]] = {}
-    in_flight = max(4, int(ray.cluster_resources().get("CPU", 1)) * 4)
-    while batches or pending:
-        while batches and len(pending) < in_flight:
-            batch = batches.pop()
-            pending[task.remote(batch)] = batch
-        ready, _ = ray.wait(list(pending), num_returns=1)
-        batch = pending.pop(ready[0])
-        try:
-            yield from ray.get(ready[0])
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-            if len(batch) > 1:
-                half = len(batch) // 2
-                batches += [batch[:half], batch[half:]]
-
-
-def _probe_batch(recordings: Sequence[Recording]) -> list[Probed]:
-    return [_probe_one(recording) for recording in recordings]
-
-
-def _probe_one(recording: Recording) -> Probed:
-    try:
-        header, metadata = probe(recording.source)
-    except RecordingError as error:
-        return Probed(recording.name, reason=error.reason, detail=error.detail)
-    except StorageError as error:
-        return Probed(recording.name, reason=Reason.STORAGE, detail=str(error))
-    # Foreign decoders on damaged headers; one recording must not stop the run.
-    except Exception as error:  # noqa: BLE001
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return Probed(recording.name, reason=Reason.DAMAGED, detail=detail)
-    return Probed(recording.name, header, metadata)
-
-
-def _list_batch(containers: Sequence[Container]) -> list[Any]:
-    found: list[Any] = []
-    for container in containers:
-        try:
-            found.append(list(members(container)))
-        except BioembedError as error:
-            found.append(error)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class PoolPlan:
-    """A pool with everything settled.
-
-    Attributes:
-        name: Name in the job file.
-        encoders: What its actors hold.
-        n_actors: How many actors.
-        gpus: GPUs per actor.
-        cpus: CPU cores per actor.
-        threads: Compute threads per actor.
-    """
-
-    name: str
-    encoders: tuple[PlannedEncoder, ...]
-    n_actors: int
-    gpus: float
-    cpus: float
-    threads: int
-
-
-def plan_pools(
-    job: Job, encoders: Sequence[PlannedEncoder], resources: dict[str, float], n_shards: int
-) -> list[PoolPlan]:
-    """Settle how many actors each pool has, from what the cluster has.
-
-    Checked before the stream starts: a pool that does not fit would wait in silence for ever.
-
-    Raises:
-        ConfigError: the pools need more than there is.
-    """
-    used = [name for name in job.pools if any(e.config.pool == name for e in encoders)]
-    total_gpus, total_cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
-    pools = []
-    for name in used:
-        config = job.pools[name]
-        held = tuple(encoder for encoder in encoders if encoder.config.pool == name)
-        gpus = config.gpus if config.gpus is not None else (1.0 if total_gpus else 0.0)
-        cpus = config.cpus if config.cpus is not None else (1.0 if gpus else 1.0 - DECODE_CPUS)
-        if config.actors != "auto":
-            n_actors = config.actors
-        else:
-            n_actors = _auto_actors(held, config, gpus, len(used), resources)
-        n_actors = max(1, min(n_actors, n_shards))
-        pools.append(PoolPlan(name, held, n_actors, gpus, cpus, config.threads))
-    for kind, have in (("gpus", total_gpus), ("cpus", total_cpus)):
-        need = sum(getattr(pool, kind) * pool.n_actors for pool in pools)
-        spare = DECODE_CPUS if kind == "cpus" else 0.0
-        if need + spare > have + 1e-6:
-            names = ", ".join(f"{p.name}: {p.n_actors} × {getattr(p, kind):g}" for p in pools)
-            raise ConfigError(
-                f"pools ({names} {kind}) need {need + spare:g} {kind}, the cluster has {have:g}; lower "
-                f"pools.*.actors or pools.*.{kind}, or add nodes"
-            )
-    return pools
-
-
-def _auto_actors(
-    held: tuple[PlannedEncoder, ...],
-    config: PoolConfig,
-    gpus: float,
-    n_pools: int,
-    resources: dict[str, float],
-) -> int:
-    if gpus:
-        return max(1, int(resources.get("GPU", 0.0) / gpus / n_pools))
-    by_cores = max(1, int(resources.get("CPU", 1.0) / config.threads / n_pools))
-    # Imports take about 1 GB, a base-sized model 0.4 GB, a shard's waveforms 0.5 GB.
-    each = (1.5 + 0.4 * len(held)) * 2**30
-    by_memory = max(1, int(resources.get("memory", 4 * each) * 0.8 / each / n_pools))
-    return min(by_cores, by_memory)
 
 
 def run_stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Iterator[Receipt]:
@@ -404,11 +223,3 @@ class EncodeActor:
             )
             if receipt.failures or receipt.put_error:
                 return
-
-
-def cluster_resources() -> dict[str, float]:
-    """Return what the cluster has: CPU, GPU, memory in bytes."""
-    import ray
-
-    resources: Iterable[tuple[str, float]] = ray.cluster_resources().items()
-    return dict(resources)

@@ -196,9 +196,9 @@ def write_record(plan: Plan, tally: Tally, run_id: str, exit_code: int) -> None:
         },
         "recordings": {
             "known": len(plan.ledger.known),
-            "new": plan.n_new,
-            "changed": plan.n_changed,
-            "removed": plan.n_removed,
+            "new": plan.changes.n_new,
+            "changed": plan.changes.n_changed,
+            "removed": plan.changes.n_removed,
             "hidden": plan.listing.n_hidden,
         },
         "shards": {"done": tally.n_shards, "uncommitted": sorted(tally.uncommitted)},

@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bioembed_ray import ledger as ledgers
-from bioembed_ray import parts, storage
+from bioembed_ray import ledger_file, parts, storage
 from bioembed_ray.errors import BrokenOutput, InputError, StorageError
 from bioembed_ray.export import list_datasets
 from bioembed_ray.ledger import Known, Ledger
@@ -31,7 +30,7 @@ def verify(output: str) -> Iterator[str]:
     Raises:
         InputError: there is no ledger, so nothing to check against.
     """
-    ledger = ledgers.load(output)
+    ledger = ledger_file.load(output)
     if ledger is None:
         raise InputError(f"{output}: no recordings/; run `bioembed run` first")
     yield from _tiling(ledger)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bioembed_ray import storage
+from bioembed_ray.apply import Place, Windows
 from bioembed_ray.audio import SpanAudio, Track, Wave, read_span
 from bioembed_ray.config import Job
-from bioembed_ray.encode import Place, Windows, encode
+from bioembed_ray.encode import encode
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import Reason, RecordingError, StorageError
 from bioembed_ray.outcomes import Failure, PartOutcome, judge

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 ALLOW = r"classifier\.|backbone\.fc\.|.*\.num_batches_tracked$"
+# Channels of the last map of ResNet-18 (He et al. 2015, arXiv:1512.03385, table 1).
+DIM = 512
 # What avex 1.4.0 knows and cannot run here, and the way out.
 REFUSED = {
     "eat_hf": "its backbone is remote code that fails with transformers 5, which this package needs; use a BEATs model",
@@ -61,7 +63,7 @@ def describe(config: EncoderConfig) -> Facts:
         ConfigError: a class that cannot run here, or a setting that it does not take.
     """
     model = _runnable(config)
-    facts = Facts("avex-resnet18", model.rate_hz, 1.0, 0.5, None, embeds=True)
+    facts = Facts("avex-resnet18", model.rate_hz, 1.0, 0.5, None, embeds=True, dim=DIM)
     return check(config, model, facts, n_shortest=shortest_spectrogram(model), n_layers=None)
 
 
@@ -104,8 +106,7 @@ class FeatureMap:
         self._front_end = network.process_audio
         # The network calls its front end itself, inside autocast; ours runs before, in float32.
         network.process_audio = _unchanged
-        # ResNet-18 ends in 512 channels (He et al. 2015, arXiv:1512.03385, table 1).
-        self.dim = 512
+        self.dim = DIM
 
     def embed(self, windows: torch.Tensor) -> list[torch.Tensor]:
         """Return the mean of the map over height and width, (B, D); see `base.Encoder.embed`."""

@@ -84,7 +84,9 @@ def describe(config: EncoderConfig) -> Facts:
     model = model_of(config)
     shape = _shape(model)
     grid = _grid(config, model, shape)
-    facts = Facts("beats", model.rate_hz, 1.0, 0.5, grid, embeds=True, keeps=dict(KEEPS))
+    facts = Facts(
+        "beats", model.rate_hz, 1.0, 0.5, grid, embeds=True, keeps=dict(KEEPS), dim=shape.dim
+    )
     # Only BEATs has patches, so the common check knows one unit.
     common = config.model_copy(update={"frame_unit": "step"})
     return check(common, model, facts, n_shortest=shape.receptive, n_layers=shape.n_layers)

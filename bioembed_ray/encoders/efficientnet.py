@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The ImageNet classifier is built, never filled and never run; the counters steer training only.
 ALLOW = r"(model\.)?classifier\.|.*\.num_batches_tracked$"
+# Channels of the last map of B0 and B1 (Tan and Le 2019, arXiv:1905.11946, table 1).
+DIM = 1280
 # Lowest cosine to float32 in 16 real windows of birds, frogs, insects, whales and soundscapes, on a
 # CPU and with untrained weights whose batch norms had settled on such sound.
 KEEPS = {"bfloat16": 0.983, "float16": 0.9996}
@@ -40,7 +42,9 @@ def describe(config: EncoderConfig) -> Facts:
         ConfigError: a setting that this model does not take; it has no frames and no layers.
     """
     model = model_of(config)
-    facts = Facts("efficientnet", model.rate_hz, 1.0, 0.5, None, embeds=True, keeps=dict(KEEPS))
+    facts = Facts(
+        "efficientnet", model.rate_hz, 1.0, 0.5, None, embeds=True, keeps=dict(KEEPS), dim=DIM
+    )
     return check(config, model, facts, n_shortest=shortest_spectrogram(model), n_layers=None)
 
 
@@ -109,7 +113,7 @@ class EfficientNet:
         fold_batch_norms(network.model.features)
         self._network = network.to(self._device)
         self._features = network.model.features.to(memory_format=torch.channels_last)
-        self.dim = int(network.model.classifier[-1].in_features)
+        self.dim = DIM
 
     def embed(self, windows: torch.Tensor) -> list[torch.Tensor]:
         """Return the mean of the map over height and width, (B, D); see `base.Encoder.embed`."""

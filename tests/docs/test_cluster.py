@@ -16,7 +16,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from bioembed_ray.config import load_job
+from bioembed_ray.job_file import load_job
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements/lock.txt").read_text()

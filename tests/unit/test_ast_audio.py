@@ -139,10 +139,10 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
 def test_a_checkpoint_with_gaps_is_refused(tmp_path: Path) -> None:
     folder = ast_folder(tmp_path / "m")
     edit_json(folder / "config.json", num_hidden_layers=4)
-    with pytest.raises(WeightsError, match="lacks 16 tensors of ASTModel, such as layers.3"):
+    with pytest.raises(WeightsError, match=r"lacks 16 tensors of ASTModel, such as layers\.3"):
         opened(folder)
     edit_json(folder / "config.json", num_hidden_layers=2)
     with pytest.raises(
-        WeightsError, match="holds 16 encoder tensors that config.json has no place"
+        WeightsError, match=r"holds 16 encoder tensors that config\.json has no place"
     ):
         opened(folder)

@@ -131,6 +131,7 @@ def test_describe_follows_the_yaml() -> None:
     facts = registry.describe("beats", EncoderConfig(model="esp_aves2_sl_beats_all"))
     assert facts.rate_hz == 16000
     assert (facts.window_s, facts.hop_s, facts.embeds, facts.pads) == (1.0, 0.5, True, True)
+    assert facts.dim == 768
     assert facts.grid == FrameGrid(10, 0, False, stride=2560, receptive=2800, per_step=1)
     patch = EncoderConfig(model="esp_aves2_sl_beats_all", frame_unit="patch", block_s="whole")
     assert registry.describe("beats", patch).grid == FrameGrid(None, 0, False, 2560, 2800, 8)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -414,33 +416,70 @@ def test_unreachable_endpoint_is_a_quick_clear_error(
     assert time.monotonic() - start < 20
 
 
-def test_a_closed_bucket_says_no_permission(s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+@contextlib.contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, answer: Callable[[BaseHTTPRequestHandler], None]):
+    """A store that answers every request in this way."""
 
-    class Closed(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(403)
-            self.end_headers()
-            self.wfile.write(b"<Error><Code>AccessDenied</Code></Error>")
+            answer(self)
 
         do_PUT = do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Closed)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(DeniedError, match=r"s3://b/x: no permission; check the credentials"):
-            list(storage.list_objects("s3://b/x"))
-        with pytest.raises(DeniedError, match="s3://b/x: no permission"):
-            storage.check_writable("s3://b/x")
+        yield
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_closed_bucket_says_no_permission(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(403)
+        request.end_headers()
+        request.wfile.write(b"<Error><Code>AccessDenied</Code></Error>")
+
+    with serving(monkeypatch, closed):
+        with pytest.raises(DeniedError, match=r"s3://b/x: no permission; check the credentials"):
+            list(storage.list_objects("s3://b/x"))
+        with pytest.raises(DeniedError, match="s3://b/x: no permission"):
+            storage.check_writable("s3://b/x")
+
+
+def test_a_busy_store_and_a_dropped_connection_are_tried_again(
+    s3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = bytes(range(200)) * 500
+    seen: list[str] = []
+
+    def flaky(request: BaseHTTPRequestHandler) -> None:
+        seen.append(request.headers["Range"])
+        if len(seen) <= 2:
+            request.send_response(503)
+            request.end_headers()
+            return
+        first, last = (int(n) for n in request.headers["Range"].removeprefix("bytes=").split("-"))
+        part = body[first : last + 1]
+        request.send_response(206)
+        request.send_header("ETag", '"tag"')
+        request.send_header("Last-Modified", "Tue, 24 Nov 2026 22:00:00 GMT")
+        request.send_header("Content-Length", str(len(part)))
+        request.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
+        request.end_headers()
+        # The third answer breaks off in the middle.
+        request.wfile.write(part[: len(part) // 2] if len(seen) == 3 else part)
+
+    with serving(monkeypatch, flaky):
+        assert storage.read_range("s3://b/x", 100, 90_000, "tag") == body[100:90_000]
+    assert len(seen) >= 4
 
 
 def test_missing_files_and_folders_in_the_way(tmp_path: Path) -> None:

@@ -59,21 +59,20 @@ def test_every_layer_and_the_output_equal_transformers(tmp_path: Path) -> None:
 
 
 def test_a_frame_is_where_the_grid_says_it_is(tmp_path: Path) -> None:
-    """Move one click through a quiet stretch; the convolutions answer most in the frame around it."""
+    """A click at a frame's centre moves that frame and one on either side, and no other."""
     folder = whisper_folder(tmp_path / "m")
     grid = registry.describe("e", EncoderConfig(model=str(folder), **SHORT)).grid
     assert grid == FrameGrid(1, 0, joins_tail=True, stride=320, receptive=640)
     encoder = opened(folder, layer=0, **SHORT)
-    quiet = 1e-4 * sounds(1, 32_000)
-    base = encoder.frames(quiet)[0][0]
+    noise = 0.1 * sounds(1, 32_000)
+    base = encoder.frames(noise)[0][0]
     for frame in (0, 7, 50, 98):
         centre = frame * grid.stride + grid.receptive // 2
-        changed = quiet.clone()
-        changed[0, centre - 2 : centre + 3] += 0.02
-        moved = (encoder.frames(changed)[0][0] - base).abs().sum(dim=-1)
-        reach = range(max(0, frame - 1), min(99, frame + 2))
-        assert int(moved.argmax()) in reach
-        assert moved[reach.start : reach.stop].sum() > 0.5 * moved.sum()
+        changed = noise.clone()
+        changed[0, centre] += 0.01
+        moved = (encoder.frames(changed)[0][0] - base).abs().amax(dim=-1)
+        expected = [t for t in (frame - 1, frame, frame + 1) if 0 <= t <= 98]
+        assert torch.nonzero(moved > 1e-4 * moved.max()).flatten().tolist() == expected
 
 
 def test_number_of_frames(tmp_path: Path) -> None:
@@ -127,7 +126,9 @@ def test_random_weights_build_the_published_encoder_without_a_hub(
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     folder = whisper_folder(tmp_path / "m")
     edit_json(folder / "preprocessor_config.json", chunk_length=30)
-    with pytest.raises(WeightsError, match="gives 30 s of 80 mel bands, config.json wants 150 pos"):
+    with pytest.raises(
+        WeightsError, match=r"gives 30 s of 80 mel bands, config\.json wants 150 pos"
+    ):
         registry.describe("e", EncoderConfig(model=str(folder)))
 
 
@@ -138,7 +139,7 @@ def test_an_encoder_with_gaps_is_refused(tmp_path: Path) -> None:
         opened(folder, **SHORT)
     edit_json(folder / "config.json", encoder_layers=2)
     with pytest.raises(
-        WeightsError, match="holds 15 encoder tensors that config.json has no place"
+        WeightsError, match=r"holds 15 encoder tensors that config\.json has no place"
     ):
         opened(folder, **SHORT)
 

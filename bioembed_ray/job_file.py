@@ -1,0 +1,141 @@
+"""A job file and `--set` overrides become one frozen `Job`; a mistake becomes one line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bioembed_ray.config import EncoderConfig, InputConfig, Job, PoolConfig
+from bioembed_ray.errors import ConfigError
+
+
+def load_job(path: str | None, overrides: tuple[str, ...] = (), **direct: Any) -> Job:
+    """Return the job of a file, with `key=value` overrides and direct values on top.
+
+    Args:
+        path: YAML file, or None to start from nothing.
+        overrides: `a.b=value` in the order given; values are read as YAML.
+        direct: Whole top-level keys, e.g. from command line options; None is left out.
+
+    Raises:
+        ConfigError: one line, naming the key, the value and what is accepted.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        raw = _read_yaml(path)
+    for key, value in direct.items():
+        if value is not None:
+            raw[key] = (
+                {**(raw.get(key) or {}), **value}
+                if isinstance(value, dict) and key == "input"
+                else value
+            )
+    for override in overrides:
+        _apply(raw, override)
+    return parse_job(raw, path or "command line")
+
+
+def parse_job(raw: dict[str, Any], where: str) -> Job:
+    """Return a checked job from plain values.
+
+    Raises:
+        ConfigError: see `load_job`.
+    """
+    try:
+        return Job.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_one_line(error, raw)}") from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such job file; `bioembed init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise ConfigError(f"{path}:{line} not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold keys such as input, output and encoders")
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: write key=value, e.g. encoders.beats.hop_s=0.25")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+    node = raw
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"--set {key}: {'.'.join(parents[: depth + 1])} holds a value, not keys"
+            )
+        node = child
+    node[last] = value
+
+
+def _one_line(error: ValidationError, raw: dict[str, Any]) -> str:
+    """Return the first problem as `key: got value; what is accepted`."""
+    # A union reports each branch; an unknown key is the most useful thing to say first.
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    first = problems[0]
+    key = _written_key(first["loc"], raw)
+    kind, got = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        known = _known_keys(first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    context = first.get("ctx", {})
+    if kind == "literal_error":
+        return f"{key}: got {got!r}; use {_spoken(str(context['expected']))}"
+    if kind == "value_error":
+        text = str(context["error"])
+        if not key or (":" in text and not text.startswith("use ")):
+            return f"{key + '.' if key else ''}{text}"
+        return f"{key}: got {got!r}; {text}"
+    return f"{key}: got {got!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _written_key(location: tuple[int | str, ...], raw: dict[str, Any]) -> str:
+    """Return the dotted key as the user wrote it, without pydantic's names of union branches."""
+    parts: list[str] = []
+    node: Any = raw
+    for place, part in enumerate(location):
+        is_last_missing = place == len(location) - 1 and isinstance(node, dict)
+        if not (is_last_missing or (isinstance(node, dict) and part in node)):
+            break
+        parts.append(str(part))
+        node = node.get(part)
+    return ".".join(parts)
+
+
+def _spoken(expected: str) -> str:
+    return expected.replace("'", '"')
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    tables: dict[str, type[BaseModel]] = {
+        "input": InputConfig,
+        "encoders": EncoderConfig,
+        "pools": PoolConfig,
+    }
+    table = tables.get(str(location[0]), Job) if len(location) > 1 else Job
+    return list(table.model_fields)
