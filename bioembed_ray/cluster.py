@@ -102,7 +102,11 @@ def _probe_batch(recordings: Sequence[Recording]) -> list[Probed]:
 
 def _probe_one(recording: Recording) -> Probed:
     try:
-        header, metadata = probe(recording.source)
+        path = recording.labels.get("path")
+        name = (
+            path if recording.source.row is not None and isinstance(path, str) else recording.name
+        )
+        header, metadata = probe(recording.source, name)
     except RecordingError as error:
         return Probed(recording.name, reason=error.reason, detail=error.detail)
     except StorageError as error:

@@ -9,8 +9,8 @@ from typing import Any
 
 from bioembed_ray import parts, storage
 from bioembed_ray.config import Job
-from bioembed_ray.errors import ConfigError, Reason
-from bioembed_ray.inputs import Container, Listing, Recording
+from bioembed_ray.errors import ConfigError, InputError, Reason
+from bioembed_ray.inputs import Container, Listing, Recording, unique
 from bioembed_ray.ledger import Known, Ledger, Piece
 from bioembed_ray.metadata import Metadata
 from bioembed_ray.outcomes import Failure, PartOutcome
@@ -52,7 +52,7 @@ class Changes:
 
 
 def list_recordings(listing: Listing, ledger: Ledger, members: Members) -> dict[str, Recording]:
-    """Return all recordings by name; members of unchanged containers come from the ledger."""
+    """Return all recordings by name, in name order; members of unchanged containers come from the ledger."""
     inside: dict[tuple[str, str], list[Recording]] = {}
     for entry in ledger.known.values():
         source = entry.recording.source
@@ -66,7 +66,11 @@ def list_recordings(listing: Listing, ledger: Ledger, members: Members) -> dict[
         else:
             recordings += known
     recordings += members(closed) if closed else []
-    return {recording.name: recording for recording in sorted(recordings, key=lambda r: r.name)}
+    if not recordings:
+        raise InputError(
+            f"no audio under {listing.root}: {len(listing.containers)} tar or Parquet objects hold none"
+        )
+    return {recording.name: recording for recording in unique(recordings)}
 
 
 def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Changes:

@@ -143,7 +143,9 @@ def judge(
                 replace(f, encoder=dataset.encoder, version=dataset.version, shard=shard_name)
                 for f in failures
             ]
-        missing = max(0, span.promised - audio.n_decoded)
+        # A length worked out from a bit rate is no promise.
+        is_promise = not span.header.is_estimate
+        missing = max(0, span.promised - audio.n_decoded) if is_promise else 0
         if missing or audio.fault is not None:
             judged.failures.append(_truncated(span, audio, missing, n_channels, shard_name))
         total += Coverage(failed=missing * n_channels)

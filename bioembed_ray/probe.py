@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bioembed_ray.bytefile import ByteFile, Patches, open_source
@@ -33,6 +33,7 @@ class Header:
         seekable: Whether decoding may start anywhere and gives exactly the same samples.
         decoder: Who decodes it.
         patches: (position, bytes) to lay over the file so that the decoder sees its true sizes.
+        n_promised: Samples per channel that a cut-off file should have had; `n_samples` elsewhere.
         is_estimate: `n_samples` comes from a bit rate or a duration, so that another length in
             the end is no sign of damage.
     """
@@ -45,6 +46,7 @@ class Header:
     seekable: bool
     decoder: Literal["soundfile", "pyav"]
     patches: Patches = ()
+    n_promised: int | None = None
     is_estimate: bool = False
 
 
@@ -96,7 +98,7 @@ def _read_header(
             header = _header(reader, kind, "soundfile", patches)
             reader.close()
             if header.n_samples != 0:
-                return header, reader.tags
+                return replace(header, n_promised=_promised(header, layout)), reader.tags
             refusals.append("libsndfile: no samples")
     try:
         reader = open_pyav(file, DEMUXERS[kind.container])
@@ -112,6 +114,13 @@ def _read_header(
     elif any("no audio stream" in refusal or "no decoder" in refusal for refusal in refusals):
         reason = Reason.UNSUPPORTED
     raise RecordingError(reason, f"{kind.container} file; {'; '.join(refusals)}")
+
+
+def _promised(header: Header, layout: Layout | None) -> int | None:
+    """Scale the samples that are there by the bytes that a cut-off file should have had."""
+    if header.n_samples is None or layout is None or not layout.n_bytes:
+        return header.n_samples
+    return header.n_samples * layout.n_bytes_promised // layout.n_bytes
 
 
 def _header(

@@ -8,7 +8,7 @@ patches to lay over the file, so that every decoder sees the true length.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bioembed_ray.bytefile import ByteFile, Patches
 from bioembed_ray.errors import Reason, RecordingError
@@ -31,6 +31,7 @@ class Layout:
         channels: Channels of the header.
         n_bytes: True bytes of sound data.
         patches: What to lay over the file so that its sizes are true; empty where they are.
+        n_bytes_promised: What a cut-off file should have had; equal to `n_bytes` elsewhere.
         chunks: Bodies of `guan` and `bext`, and of LIST/INFO entries under "INFO.ICMT" and so on.
     """
 
@@ -39,6 +40,7 @@ class Layout:
     channels: int
     n_bytes: int
     patches: Patches = ()
+    n_bytes_promised: int = 0
     chunks: dict[str, bytes] = field(default_factory=dict)
 
     def text(self, name: str) -> str | None:
@@ -96,6 +98,22 @@ class _Walker:
             position = self.after(chunk, chunk.size)
         return False
 
+    def promised_size(self, chunk: _Chunk, declared: int, size: int) -> int:
+        """Return the bytes of sound that a cut-off file promises; `size` where none was cut off.
+
+        The size of the whole file, which stands in its first bytes, must promise them too: a
+        data size that stands alone is a writer's mistake or a placeholder.
+        """
+        if self.is_w64:
+            body = self.file.read_at(16, 8)
+            end = int.from_bytes(body, "little")
+        else:
+            body = self.file.read_at(4, 4)
+            end = int.from_bytes(body, "big" if self.order == ">" else "little") + 8
+        is_placeholder = any(declared in sizes for sizes in _PLACEHOLDERS)
+        is_cut = declared > size and not is_placeholder and end >= chunk.body + declared
+        return declared if is_cut else size
+
     def true_size(self, chunk: _Chunk, declared: int) -> int:
         """Return how many bytes the sound data really have, whatever the header says."""
         available = self.file.size - chunk.body
@@ -126,21 +144,25 @@ def read_layout(file: ByteFile, container: str) -> Layout:
     found: dict[bytes, _Chunk] = {}
     texts: dict[str, bytes] = {}
     position = 40 if walker.is_w64 else 12
-    size = 0
+    size = promised = 0
     for _ in range(MAX_CHUNKS):
         chunk = walker.chunk_at(position)
         if chunk is None:
             break
         length = chunk.size
         if chunk.name in {b"data", b"SSND"} and chunk.name not in found:
-            length = size = walker.true_size(chunk, _declared(file, chunk, found.get(b"ds64")))
+            declared = _declared(file, chunk, found.get(b"ds64"))
+            length = size = walker.true_size(chunk, declared)
+            promised = walker.promised_size(chunk, declared, size)
         elif chunk.name in {b"guan", b"bext", b"LIST", b"list"}:
             _read_texts(file, chunk, texts)
         found.setdefault(chunk.name, chunk)
         position = walker.after(chunk, length)
     if container == "AIFF":
-        return _aiff(file, found, size, texts)
-    return _wave(file, container, found, size, texts)
+        layout = _aiff(file, found, size, texts)
+    else:
+        layout = _wave(file, container, found, size, texts)
+    return replace(layout, n_bytes_promised=layout.n_bytes + promised - size)
 
 
 def _declared(file: ByteFile, chunk: _Chunk, ds64: _Chunk | None) -> int:
@@ -209,7 +231,7 @@ def _wave(
     else:
         patches = ()
     name = "WAV" if container == "RIFX" else container
-    return Layout(name, rate_hz, channels, size, patches, texts)
+    return Layout(name, rate_hz, channels, size, patches, chunks=texts)
 
 
 def _rf64_header(format_body: bytes, data_start: int, size: int) -> tuple[int, bytes]:
@@ -243,7 +265,7 @@ def _aiff(file: ByteFile, found: dict[bytes, _Chunk], size: int, texts: dict[str
     patches: Patches = ()
     if sound.size != size:
         patches = ((sound.body - 4, struct.pack(">I", min(size, 0xFFFFFFFF))),)
-    return Layout("AIFF", _extended(head[8:18]), channels, size - 8, patches, texts)
+    return Layout("AIFF", _extended(head[8:18]), channels, size - 8, patches, chunks=texts)
 
 
 def _extended(body: bytes) -> int:

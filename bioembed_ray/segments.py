@@ -43,9 +43,9 @@ class Span:
     @property
     def promised(self) -> int:
         """Native samples that the header promises for this span; 0 where it does not say."""
-        if self.header.n_samples is None:
-            return 0 if self.stop is None else self.stop - self.start
-        end = self.header.n_samples if self.stop is None else self.stop
+        end = self.stop
+        if end is None:
+            end = self.header.n_promised or self.header.n_samples or 0
         return max(0, end - self.start)
 
 

@@ -148,8 +148,8 @@ def load(
 def _checked(output: object, n_layers: int, dim: int | None, model: str) -> list[torch.Tensor]:
     import torch
 
-    layers = list(output) if isinstance(output, list | tuple) else [output]
-    for vectors in layers:
+    layers: list[torch.Tensor] = []
+    for vectors in output if isinstance(output, list | tuple) else (output,):
         if not isinstance(vectors, torch.Tensor):
             raise ConfigError(
                 f"model: embed of {model} gives {type(vectors).__name__}; use a (B, D) tensor, or a list of them"
@@ -158,8 +158,9 @@ def _checked(output: object, n_layers: int, dim: int | None, model: str) -> list
             raise ConfigError(
                 f"model: embed of {model} gives shape {tuple(vectors.shape)}; use (B, {dim or 'D'})"
             )
+        layers.append(vectors.float())
     if len(layers) != n_layers:
         raise ConfigError(
             f"model: embed of {model} gives {len(layers)} tensors for {n_layers} layers; give one each"
         )
-    return [vectors.float() for vectors in layers]
+    return layers

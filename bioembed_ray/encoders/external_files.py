@@ -25,11 +25,12 @@ def load_torchscript(
     """
     import torch
 
+    read: Any = torch.jit.load
     try:
         with warnings.catch_warnings():
             # torch.jit is discouraged for new files; those that exist are still to be read.
             warnings.simplefilter("ignore", DeprecationWarning)
-            network = torch.jit.load(str(path), map_location=device).eval()
+            network = read(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise WeightsError(
             f"{path}: not a whole TorchScript file ({_line(error)}); save it with torch.jit.save, or load plain weights through module:factory"

@@ -1,23 +1,20 @@
-"""A transformers model: its settings without importing transformers, and loading without gaps.
+"""A transformers model: what its JSON files say, and its weights pinned; no transformers needed.
 
 A model folder, local or on the hub, holds `config.json` (the network), `preprocessor_config.json`
-(what is done to a waveform first) and the weights. transformers itself fills whatever a checkpoint
-lacks with random numbers and prints a table; here a gap is an error.
+(what is done to a waveform first) and the weights.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import pickle
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bioembed_ray.config import EncoderConfig, LocalWeights, RandomWeights
 from bioembed_ray.encoders.known_models import KNOWN
@@ -27,7 +24,6 @@ from bioembed_ray.encoders.weights import (
     hub_checkpoint,
     local_checkpoint,
     random_checkpoint,
-    seeded,
 )
 from bioembed_ray.errors import ConfigError, WeightsError
 
@@ -109,7 +105,7 @@ def settings(config: EncoderConfig, checkpoint: Checkpoint | None = None) -> Mod
 
     Raises:
         ConfigError: `model` is neither a folder nor a hub name, or of a family not known here.
-        WeightsError: the settings cannot be read.
+        WeightsError: the settings cannot be read, or are not those of a planned run.
     """
     known = KNOWN.get(config.model)
     if checkpoint is not None and checkpoint.kind != "random":
@@ -123,6 +119,12 @@ def settings(config: EncoderConfig, checkpoint: Checkpoint | None = None) -> Mod
         minute = int(time.monotonic() // 60)
         endpoint = os.environ.get("HF_ENDPOINT")
         found = _hub_settings(_hub_name(config), config.revision, endpoint, minute)
+    if checkpoint is not None and checkpoint.seed is not None:
+        planned = random_checkpoint(checkpoint.seed, _text(found))
+        if planned.digest != checkpoint.digest:
+            raise WeightsError(
+                f"{found.where}: its settings changed since this run was planned; plan it again"
+            )
     if found.model_type not in MODEL_TYPES:
         raise ConfigError(
             f"model: {found.where} has model_type {found.model_type!r}; use one of {', '.join(MODEL_TYPES)}, or module:factory"
@@ -250,96 +252,3 @@ def _text(found: ModelSettings) -> str:
     tables = (found.config, found.preprocessor)
     kept = [{k: v for k, v in table.items() if k not in PROVENANCE} for table in tables]
     return json.dumps(kept, sort_keys=True, separators=(",", ":"))
-
-
-def build(
-    model_class: Any,
-    found: ModelSettings,
-    checkpoint: Checkpoint,
-    *,
-    attention: str,
-    encoder: str,
-    may_miss: str = "$^",
-) -> Any:
-    """Return a network with these weights on the CPU, float32, in eval mode.
-
-    Args:
-        model_class: The transformers class.
-        found: Its settings.
-        checkpoint: Its weights.
-        attention: transformers' name of the attention kernel.
-        encoder: Regex of names in a file that belong to the encoder; one that is left over is an
-            error, heads may be.
-        may_miss: Regex of names that the file need not have, since they are never run.
-
-    Raises:
-        WeightsError: no whole set of weights of this network.
-    """
-    if checkpoint.kind == "random" and checkpoint.seed is not None:
-        wanted = model_class.config_class.from_dict(
-            dict(found.config), attn_implementation=attention
-        )
-        with seeded(checkpoint.seed):
-            network = model_class(wanted)
-    else:
-        network = _load(model_class, found.where, fetch(checkpoint), attention, encoder, may_miss)
-    return network.eval().requires_grad_(False)
-
-
-def _load(
-    model_class: Any, where: str, folder: Path, attention: str, encoder: str, may_miss: str
-) -> Any:
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        with _quiet():
-            network, report = model_class.from_pretrained(
-                folder,
-                output_loading_info=True,
-                dtype=torch.float32,
-                local_files_only=True,
-                weights_only=True,
-                attn_implementation=attention,
-            )
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise WeightsError(
-            f"{where}: not weights of this {model_class.__name__} ({_line(error)})"
-        ) from None
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{where}: pytorch_model.bin holds more than plain tensors (weights_only); save the model as safetensors"
-        ) from None
-    missing = [name for name in report["missing_keys"] if not re.match(may_miss, name)]
-    foreign = [name for name in report["unexpected_keys"] if re.match(encoder, name)]
-    for names, what in (
-        (missing, f"lacks {len(missing)} tensors of {model_class.__name__}"),
-        (foreign, f"holds {len(foreign)} encoder tensors that config.json has no place for"),
-        (report["mismatched_keys"], "holds tensors of other shapes"),
-    ):
-        if names:
-            raise WeightsError(f"{where}: {what}, such as {min(map(str, names))}")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in network.parameters()):
-        raise WeightsError(f"{where}: the weights hold NaN or infinity")
-    return network
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the loading table and bars; what they say is checked here instead."""
-    from transformers.utils import logging
-
-    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bars:
-            logging.enable_progress_bar()

@@ -12,6 +12,7 @@ from bioembed_ray.config import EncoderConfig
 from bioembed_ray.encoders import model_folder
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.encoders.model_folder import ModelSettings
+from bioembed_ray.encoders.model_weights import build
 from bioembed_ray.encoders.options import (
     check_options,
     default_batch_size,
@@ -107,7 +108,7 @@ def load(config: EncoderConfig, checkpoint: Checkpoint, device: str) -> SpeechFr
 
     found = model_folder.settings(config, checkpoint)
     facts = _facts(config, found)
-    network = model_folder.build(
+    network = build(
         {
             "wav2vec2": transformers.Wav2Vec2Model,
             "hubert": transformers.HubertModel,

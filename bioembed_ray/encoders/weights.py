@@ -129,7 +129,8 @@ def hub_checkpoint(
     """
     commit, etags = resolve(repo, revision, files_or_patterns, model or repo)
     lines = "".join(f"{name} {etag}\n" for name, etag in etags.items())
-    digest = hashlib.sha256(f"hub:{repo}@{commit}\n{lines}".encode()).hexdigest()
+    # Without the commit: a commit that only edits a README moves no number.
+    digest = hashlib.sha256(f"hub:{repo}\n{lines}".encode()).hexdigest()
     return Checkpoint("hub", digest, repo=repo, commit=commit, files=tuple(etags))
 
 

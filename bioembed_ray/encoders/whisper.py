@@ -12,6 +12,7 @@ from bioembed_ray.config import EncoderConfig
 from bioembed_ray.encoders import model_folder
 from bioembed_ray.encoders.base import Facts, FrameGrid
 from bioembed_ray.encoders.model_folder import ModelSettings
+from bioembed_ray.encoders.model_weights import build
 from bioembed_ray.encoders.options import (
     check_options,
     default_batch_size,
@@ -119,7 +120,7 @@ def load(config: EncoderConfig, checkpoint: Checkpoint, device: str) -> WhisperF
     found = model_folder.settings(config, checkpoint)
     facts = _facts(config, found)
     # Of the classes that read published names this one alone leaves out the decoder.
-    network = model_folder.build(
+    network = build(
         transformers.WhisperForAudioClassification,
         found,
         checkpoint,

@@ -346,7 +346,7 @@ def test_a_factory_gives_one_vector_per_layer(module: Callable[[str], str]) -> N
 
 def test_a_factory_without_rate_needs_it_in_the_job(module: Callable[[str], str]) -> None:
     config = EncoderConfig(model=f"{module(SOURCE)}:Mean", window_s=0.1)
-    with pytest.raises(ConfigError, match="rate_hz: is missing; .* or give the factory that attr"):
+    with pytest.raises(ConfigError, match=r"rate_hz: is missing; .* or give the factory that attr"):
         registry.describe("e", config)
 
 
