@@ -83,6 +83,7 @@ def _facts(config: EncoderConfig, found: ModelSettings) -> Facts:
         pads=False,
         keeps=KEEPS,
         max_window_s=longest_s,
+        dim=found.network("hidden_size", 768),
     )
     n_layers = found.network("num_hidden_layers", 12)
     is_on_hub = model_folder.is_on_hub(config)

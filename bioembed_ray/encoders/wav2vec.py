@@ -91,6 +91,7 @@ def _facts(config: EncoderConfig, found: ModelSettings) -> Facts:
         grid=grid,
         embeds=False,
         keeps=KEEPS,
+        dim=found.network("hidden_size", 768),
     )
     n_layers = found.network("num_hidden_layers", 12)
     is_on_hub = model_folder.is_on_hub(config)

@@ -89,6 +89,7 @@ def _facts(config: EncoderConfig, found: ModelSettings) -> Facts:
         grid=grid,
         embeds=False,
         keeps=KEEPS,
+        dim=found.network("d_model", 384),
     )
     n_layers = found.network("encoder_layers", 4)
     is_on_hub = model_folder.is_on_hub(config)
