@@ -7,8 +7,6 @@ READY := $(VENV)/.ready
 UV := $(shell if uv --version >/dev/null 2>&1; then echo uv; else echo $(BIN)/uv; fi)
 # The demo's weights: random needs no download and shows the machinery, pretrained shows the sound.
 WEIGHTS ?= random
-DEMO_JOB := jobs/examples/small_local.yaml
-DEMO_ENCODERS := beats efficientnet wav2vec2 hubert ast
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint types format bench clean lock
@@ -30,11 +28,8 @@ $(READY): requirements/lock.txt pyproject.toml | $(BIN)/python $(filter $(BIN)/u
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: $(READY) ## embed a made-up archive twice (WEIGHTS=pretrained for the real models)
-	$(BIN)/python -c 'from pathlib import Path; from bioembed_ray.synthetic import write_archive; write_archive(Path("demo_audio"))'
-	$(BIN)/bioembed run $(DEMO_JOB) $(foreach name,$(DEMO_ENCODERS),--set encoders.$(name).weights=$(WEIGHTS))
-	$(BIN)/bioembed verify $(DEMO_JOB) $(foreach name,$(DEMO_ENCODERS),--set encoders.$(name).weights=$(WEIGHTS))
-	$(BIN)/bioembed run $(DEMO_JOB) $(foreach name,$(DEMO_ENCODERS),--set encoders.$(name).weights=$(WEIGHTS))
+demo: $(READY) ## embed a made-up archive, check it, look at it (WEIGHTS=pretrained for the real models)
+	$(BIN)/python -m bioembed_ray.demo $(WEIGHTS)
 
 test: lint types ## lint, types and every test
 	$(BIN)/pytest

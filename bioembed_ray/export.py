@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
@@ -89,7 +90,7 @@ def read_windows(output: str, dataset: Dataset) -> pa.Table:
     ]
     table = pa.concat_tables(tables)
     order = [("recording", "ascending"), ("channel", "ascending"), ("start_s", "ascending")]
-    return table.take(pa.compute.sort_indices(table, sort_keys=order))
+    return table.take(pc.sort_indices(table, sort_keys=order))
 
 
 def export(table: pa.Table, level: Level, pool: Pool) -> Exported:

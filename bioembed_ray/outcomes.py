@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioembed_ray.apply import LostWindow, Place, Windows
 from bioembed_ray.audio import SpanAudio
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.versions import READER_VERSION, Dataset
 from bioembed_ray.windows import Coverage, WindowRule, coverage
+
+if TYPE_CHECKING:
+    from bioembed_ray.apply import LostWindow, Place, Windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
-from bioembed_ray.apply import Place, Windows
 from bioembed_ray.config import Job
 from bioembed_ray.errors import BrokenOutput, NotFoundError
-from bioembed_ray.frames import Frames
 from bioembed_ray.outcomes import PartOutcome, outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Shard, span_to_json
 from bioembed_ray.versions import Dataset, PlannedEncoder
+
+if TYPE_CHECKING:
+    # They bring torch along, 4 s that reading and planning can do without.
+    from bioembed_ray.apply import Place, Windows
+    from bioembed_ray.frames import Frames
 
 FOOTER_BYTES = 1 << 16
 

@@ -191,9 +191,10 @@ def coverage(
     starts = window_starts(clock, rule, max(0, start - reach), stop, n_native)
     starts = starts[~np.isin(starts, absent)]
     if n_native is not None:
-        full_until = _floor(n_native * clock.ratio) - rule.window
         # A shifted window ends at the end: full but for the rounding of the last sample.
-        full_until += 1 if rule.tail == "shift" else 0
+        is_shift = rule.tail == "shift"
+        end = clock.length(n_native) if is_shift else _floor(n_native * clock.ratio)
+        full_until = end - rule.window
     else:
         full_until = int(starts[-1]) if len(starts) else 0
     bad = np.isin(starts, failed)

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bioembed_ray import storage
-from bioembed_ray.apply import Place, Windows
 from bioembed_ray.audio import SpanAudio, Track, Wave, read_span
 from bioembed_ray.config import Job
-from bioembed_ray.encode import encode
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import Reason, RecordingError, StorageError
 from bioembed_ray.outcomes import Failure, PartOutcome, judge
@@ -27,6 +26,9 @@ from bioembed_ray.plan import Work
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.versions import Dataset, Output, PlannedEncoder, reach_s
 from bioembed_ray.windows import Clock, WindowRule
+
+if TYPE_CHECKING:
+    from bioembed_ray.apply import Place, Windows
 
 # Short recordings spend their time waiting for the store; a few at once hide that.
 READ_THREADS = 4
@@ -180,6 +182,9 @@ def encode_shard(
         busy: Held while the network runs, so that writing overlaps with the next shard.
         is_trial: Compute, but put nothing.
     """
+    # Only here torch is needed: a process that decodes starts in a third of the time without.
+    from bioembed_ray.encode import encode
+
     wanted = [output for output in planned.outputs if set(output.datasets) & set(work.datasets)]
     if not wanted:
         return
@@ -277,6 +282,8 @@ def places_of(
     shard: Shard, audios: Sequence[Audio], planned: PlannedEncoder, job: Job
 ) -> list[Place]:
     """Return the tracks that an encoder hears, in order of spans and channels."""
+    from bioembed_ray.apply import Place
+
     rate = planned.facts.rate_hz
     return [
         Place(
