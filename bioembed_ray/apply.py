@@ -124,6 +124,8 @@ class Waves:
             samples = torch.tensor(self._places[index].track.samples)
             self._loaded[index] = samples.to(self._device)
         low = start - self._places[index].track.offset
+        if low < 0:
+            raise ValueError(f"sample {start} lies before what was read of place {index}")
         wave = self._loaded[index][low : low + length]
         return F.pad(wave, (0, length - len(wave))) if len(wave) < length else wave
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +43,30 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
         # Without an address Ray would join whatever a stale file in /tmp names.
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _quiet_stderr():
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(f"RAY_ADDRESS={address}: cannot join the cluster ({text})") from error
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hide what Ray's core prints while it starts; what goes wrong is raised."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def disconnect() -> None:
@@ -83,7 +100,7 @@ def _spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
     batches = [entries[i : i + size] for i in range(0, len(entries), size)]
     batches.reverse()
     pending: dict[Any, Sequence[Any]] = {}
-    in_flight = max(4, int(ray.cluster_resources().get("CPU", 1)) * 4)
+    in_flight = max(16, int(cluster_resources().get("CPU", 1)) * 4)
     while batches or pending:
         while batches and len(pending) < in_flight:
             batch = batches.pop()
@@ -204,8 +221,12 @@ def _auto_actors(
 
 
 def cluster_resources() -> dict[str, float]:
-    """Return what the cluster has: CPU, GPU, memory in bytes."""
+    """Return what the cluster has, or may grow to: CPU, GPU, memory in bytes."""
     import ray
 
-    resources: Iterable[tuple[str, float]] = ray.cluster_resources().items()
-    return dict(resources)
+    found: dict[str, float] = dict(ray.cluster_resources())
+    # An autoscaling cluster starts its nodes on demand, and may have none of them yet.
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    for kind, most in limits.items():
+        found[kind] = max(found.get(kind, 0.0), float(most))
+    return found

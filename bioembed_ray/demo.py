@@ -17,7 +17,7 @@ ENCODERS = ("beats", "efficientnet", "wav2vec2", "hubert", "ast")
 
 ROWS = """
 SELECT recording, start_s, end_s, valid_s, encoder,
-       list_transform(embedding[1:3], x -> round(x, 3)) || ['… ' || len(embedding)] AS embedding
+       format('[{{:.4f}}, {{:.4f}}, … {{}} numbers]', embedding[1], embedding[2], len(embedding)) AS embedding
 FROM read_parquet('{output}/embeddings/*/*/*.parquet', hive_partitioning = true)
 WHERE recording = 'tones/low_00.wav' AND encoder = 'beats' ORDER BY start_s LIMIT 3
 """

@@ -97,10 +97,12 @@ def _beat(uri: str, mine: dict[str, Any], stop: threading.Event, lost: threading
     alive = time.monotonic()
     while not stop.wait(BEAT_S):
         try:
-            if _read(uri).get("id") != mine["id"]:
+            stamp = storage.stat_object(uri).stamp
+            body = json.dumps({**mine, "beat": time.time()}).encode()
+            # Only over the lease that was looked at, not over that of a run that came in between.
+            if _read(uri).get("id") != mine["id"] or not storage.replace(uri, body, stamp):
                 lost.set()
                 return
-            storage.put(uri, json.dumps({**mine, "beat": time.time()}).encode())
             alive = time.monotonic()
         except NotFoundError:
             lost.set()

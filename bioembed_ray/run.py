@@ -12,7 +12,7 @@ from types import FrameType
 
 from bioembed_ray import cluster, lease, ledger_file, storage, stream, summary
 from bioembed_ray.config import Job
-from bioembed_ray.errors import LockedError, StorageError
+from bioembed_ray.errors import LockedError, StorageError, WeightsError
 from bioembed_ray.plan import Plan, Work, make_plan, work_seconds
 from bioembed_ray.progress import Progress
 from bioembed_ray.summary import Tally
@@ -61,6 +61,7 @@ def run_job(job: Job, say: Callable[[str], None]) -> Result:
         tally = Tally()
         if plan.todo:
             _work(plan, tally, lost, say)
+            _check_lease(job, lost)
             ledger_file.save(job.output, plan.ledger)
         return _finish(plan, tally)
 
@@ -81,8 +82,9 @@ def _work(plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], 
     total_s = sum(_audio_seconds(work) for work in plan.todo)
     with Progress(total_s, len(plan.todo)) as progress:
         for receipt in stream.run_stream(job, pools, plan.todo):
-            if lost.is_set():
-                raise LockedError(f"{job.output}: another run took the output over; stopping")
+            _check_lease(job, lost)
+            if receipt.load_error is not None:
+                raise WeightsError(receipt.load_error)
             work = todo[receipt.shard]
             _account(plan, tally, work, receipt)
             n_failures = len(
@@ -95,6 +97,11 @@ def _work(plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], 
                 hint = "" if is_saved else "; the ledger could not be saved either"
                 raise StorageError(f"{receipt.put_error}; what was put stays, run again{hint}")
     tally.wall_s = time.monotonic() - started
+
+
+def _check_lease(job: Job, lost: threading.Event) -> None:
+    if lost.is_set():
+        raise LockedError(f"{job.output}: another run took the output over; stopping")
 
 
 def _try_save(plan: Plan) -> bool:

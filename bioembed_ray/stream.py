@@ -18,16 +18,12 @@ import pyarrow as pa
 
 from bioembed_ray.cluster import DECODE_CPUS, PoolPlan
 from bioembed_ray.config import Job
+from bioembed_ray.encoders.base import Encoder
+from bioembed_ray.errors import BioembedError
 from bioembed_ray.plan import Work
+from bioembed_ray.transport import flatten, unflatten
 from bioembed_ray.versions import PlannedEncoder
-from bioembed_ray.work import (
-    Receipt,
-    decode_shard,
-    encode_shard,
-    flatten,
-    transient,
-    unflatten,
-)
+from bioembed_ray.work import Receipt, decode_shard, encode_shard, transient
 
 # A shard whose worker died this often is taken apart.
 MAX_ATTEMPTS = 3
@@ -59,7 +55,8 @@ def _find_killers(job: Job, pools: Sequence[PoolPlan], work: Work) -> tuple[int,
     alone = [replace(work, shard=replace(work.shard, spans=(span,))) for span in work.shard.spans]
     numbers = {trial.shard.id: number for number, trial in enumerate(alone)}
     small = [replace(pool, n_actors=1) for pool in pools]
-    receipts = _stream(job, small, alone, 1, is_trial=True)
+    # Twice: once may have been bad luck, such as a machine that went away.
+    receipts = _stream(job, small, alone, 2, is_trial=True)
     return tuple(sorted(numbers[receipt.shard] for receipt in receipts if receipt.is_poisoned))
 
 
@@ -72,6 +69,7 @@ def _stream(
 ) -> Iterator[Receipt]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -80,7 +78,13 @@ def _stream(
     # A shard may take hours on a CPU; the attempts below and our own progress line watch instead.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1).remote(max_attempts)
+    # On the driver's own machine: a count must not be lost with some other one.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    attempts = (
+        ray.remote(Attempts)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        .remote(max_attempts)
+    )
     encoders = tuple(encoder for pool in pools for encoder in pool.encoders)
     rows = [{"work": pickle.dumps(work)} for work in todo]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -100,7 +104,8 @@ def _stream(
             compute=ActorPoolStrategy(
                 size=pool.n_actors,
                 # One shard is encoded while the one before is written and the next one waits.
-                max_concurrent_calls_per_actor=2,
+                # In a trial one at a time, so that nobody dies beside the killer.
+                max_concurrent_calls_per_actor=1 if is_trial else 2,
                 enable_true_multi_threading=True,
                 max_tasks_in_flight_per_actor=3,
             ),
@@ -112,9 +117,17 @@ def _stream(
                 "is_trial": is_trial,
             },
         )
-    for batch in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for body in batch.column("receipt").to_pylist():
-            yield pickle.loads(body)
+    try:
+        for batch in stream.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            for body in batch.column("receipt").to_pylist():
+                yield pickle.loads(body)
+    except ray.exceptions.RayTaskError:
+        raise  # an error of ours, which needs its traceback
+    except ray.exceptions.RayError as error:
+        text = " ".join(str(error).split())[:300]
+        raise BioembedError(f"the Ray cluster failed ({text}); run again to go on") from error
 
 
 class Attempts:
@@ -182,10 +195,21 @@ class EncodeActor:
         self._pool, self._job, self._attempts = pool, job, attempts
         self._is_last, self._is_trial = is_last, is_trial
         self._busy = threading.Lock()
-        self._encoders = [
-            (planned, registry.load(planned.name, planned.config, planned.checkpoint, self._device))
-            for planned in pool.encoders
-        ]
+        self._encoders: list[tuple[PlannedEncoder, Encoder]] = []
+        self._load_error: str | None = None
+        for planned in pool.encoders:
+            try:
+                encoder = registry.load(
+                    planned.name, planned.config, planned.checkpoint, self._device
+                )
+            # Whatever it is, the driver says it in one line: a constructor that raises reaches it
+            # as pages of Ray's traceback.
+            except Exception as error:  # noqa: BLE001
+                text = " ".join(str(error).split())[:500]
+                kind = "" if isinstance(error, BioembedError) else f"{type(error).__name__}: "
+                self._load_error = f"{planned.name} cannot be loaded on a worker: {kind}{text}"
+                break
+            self._encoders.append((planned, encoder))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode the shard of a row."""
@@ -193,7 +217,9 @@ class EncodeActor:
 
         work: Work = pickle.loads(batch.column("work")[0].as_py())
         receipt: Receipt = pickle.loads(batch.column("receipt")[0].as_py())
-        if not (receipt.is_poisoned or receipt.failures or receipt.put_error):
+        if self._load_error is not None:
+            receipt.load_error = self._load_error
+        elif not (receipt.is_poisoned or receipt.failures or receipt.put_error):
             with self._busy:
                 # Counted when it starts for real: a shard that only waits here is innocent.
                 allowed = ray.get(self._attempts.begin.remote(self._pool.name, work.shard.id))

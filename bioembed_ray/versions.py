@@ -211,25 +211,22 @@ def _check(name: str, config: EncoderConfig, facts: Facts, rule: WindowRule, job
         raise ConfigError(f"{where}.block_s: got {grid.block_s}; frames must start with a block")
 
 
-def reach_s(encoders: tuple[PlannedEncoder, ...], segment_s: int) -> tuple[float, float]:
+def reach_s(encoders: tuple[PlannedEncoder, ...]) -> tuple[float, float]:
     """Return the encoder seconds to read before and after a span, enough for every encoder.
 
-    Window encoders look ahead by a window. A frame encoder's window may need the whole block it
-    ends in, which may have taken the recording's tail along; and where a recording turns out to
-    end just after a span's start, the block before owns that tail.
+    A window reaches beyond the span it starts in. A frame encoder reads whole blocks with their
+    context, and the recording's last block may have taken half a block of tail along. A span may start
+    and stop anywhere in a block: a job with another time expansion or segment length cut it.
     """
     before = after = 0.0
     for encoder in encoders:
-        window = encoder.rule.window / encoder.facts.rate_hz
+        window_s = encoder.rule.window / encoder.facts.rate_hz
         grid = encoder.facts.grid
-        after = max(after, window)
-        if grid is None or grid.block_s is None:
+        after = max(after, window_s)
+        needs_frames = not encoder.facts.embeds or encoder.config.frames == "all"
+        if grid is None or grid.block_s is None or not needs_frames:
             continue
-        margin = grid.block_s + grid.context_s + 1
-        before = max(
-            before, margin if not encoder.facts.embeds or encoder.config.frames == "all" else 0
-        )
-        needs = 0 if encoder.facts.embeds else window
-        blocks_ahead = -(-needs // grid.block_s) * grid.block_s
-        after = max(after, blocks_ahead + grid.block_s / 2 + grid.context_s + 1)
+        margin = 1.5 * grid.block_s + grid.context_s + 1
+        before = max(before, margin)
+        after = max(after, margin + (0.0 if encoder.facts.embeds else window_s))
     return before, after

@@ -5,7 +5,6 @@ Plain functions, no Ray: the stream calls them in its tasks and actors, a test c
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bioembed_ray import storage
-from bioembed_ray.audio import SpanAudio, Track, Wave, read_span
+from bioembed_ray.audio import SpanAudio, read_span
 from bioembed_ray.config import Job
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import Reason, RecordingError, StorageError
@@ -24,6 +23,7 @@ from bioembed_ray.outcomes import Failure, PartOutcome, judge
 from bioembed_ray.parts import frames_table, part_bytes, part_uri, windows_table
 from bioembed_ray.plan import Work
 from bioembed_ray.segments import Shard, Span
+from bioembed_ray.transport import Audio
 from bioembed_ray.versions import Dataset, Output, PlannedEncoder, reach_s
 from bioembed_ray.windows import Clock, WindowRule
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 READ_THREADS = 4
 # Windows per part whose vectors are compared with one another.
 COMPARED = 64
-
-Audio = SpanAudio | RecordingError
 
 
 @dataclass(slots=True)
@@ -50,6 +48,7 @@ class Receipt:
         n_bytes: Bytes put.
         seconds: Where the time went: "decode", "write", and each encoder by name.
         is_poisoned: The worker died on the shard too often; nothing was done.
+        load_error: Why the encoders could not be loaded; nothing was done.
     """
 
     shard: str
@@ -59,6 +58,7 @@ class Receipt:
     n_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     is_poisoned: bool = False
+    load_error: str | None = None
 
 
 def decode_shard(work: Work, encoders: Sequence[PlannedEncoder], job: Job) -> list[Audio]:
@@ -68,7 +68,7 @@ def decode_shard(work: Work, encoders: Sequence[PlannedEncoder], job: Job) -> li
     """
     needed = [e for e in encoders if set(e.datasets) & set(work.datasets)]
     rates = tuple(sorted({encoder.facts.rate_hz for encoder in needed}))
-    reach = reach_s(tuple(needed), job.segment_s)
+    reach = reach_s(tuple(needed))
 
     def read(number: int) -> Audio:
         if number in work.crashed:
@@ -99,54 +99,6 @@ def _read(span: Span, rates: tuple[int, ...], reach: tuple[float, float], job: J
             return RecordingError(Reason.DAMAGED, audio.fault)
         return RecordingError(Reason.EMPTY, "decodes to no samples")
     return audio
-
-
-def flatten(audios: Sequence[Audio]) -> tuple[bytes, Wave]:
-    """Return what a shard decoded to as an index and one flat array, to cross the object store."""
-    waves: list[Wave] = []
-    position = 0
-    slim: list[object] = []
-    for audio in audios:
-        if isinstance(audio, RecordingError):
-            slim.append(audio)
-            continue
-        tracks = {}
-        for rate, found in audio.tracks.items():
-            rows = []
-            for track in found:
-                rows.append((track.channel, track.offset, position, len(track.samples)))
-                waves.append(track.samples)
-                position += len(track.samples)
-            tracks[rate] = rows
-        slim.append((tracks, audio.n_native, audio.n_decoded, audio.n_nonfinite, audio.fault))
-    flat = np.concatenate(waves) if waves else np.zeros(0, np.float32)
-    return pickle.dumps(slim), flat
-
-
-def unflatten(index: bytes, flat: Wave) -> list[Audio]:
-    """Return the shard's audio, as views of the flat array."""
-    audios: list[Audio] = []
-    for entry in pickle.loads(index):
-        if isinstance(entry, RecordingError):
-            audios.append(entry)
-            continue
-        tracks, n_native, n_decoded, n_nonfinite, fault = entry
-        audios.append(
-            SpanAudio(
-                {
-                    rate: [
-                        Track(channel, offset, flat[at : at + length])
-                        for channel, offset, at, length in rows
-                    ]
-                    for rate, rows in tracks.items()
-                },
-                n_native,
-                n_decoded,
-                n_nonfinite,
-                fault,
-            )
-        )
-    return audios
 
 
 def transient(work: Work, audios: Sequence[Audio]) -> list[Failure]:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from bioembed_ray.config import EncoderConfig
 from bioembed_ray.encoders.avex_models import (
-    AvexModel,
     build,
     check,
     model_of,
-    read_model,
     resolve_checkpoint,
     shortest_spectrogram,
 )
+from bioembed_ray.encoders.avex_registry import AvexModel, read_model
 from bioembed_ray.encoders.base import Encoder, Facts
 from bioembed_ray.encoders.precision import default_batch_size, network_precision
 from bioembed_ray.encoders.weights import Checkpoint

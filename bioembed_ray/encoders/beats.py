@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bioembed_ray.config import EncoderConfig
-from bioembed_ray.encoders.avex_models import (
-    AvexModel,
-    build,
-    check,
-    model_of,
-    read_model,
-    resolve_checkpoint,
-)
+from bioembed_ray.encoders.avex_models import build, check, model_of, resolve_checkpoint
+from bioembed_ray.encoders.avex_registry import AvexModel, read_model
 from bioembed_ray.encoders.base import Encoder, Facts, FrameGrid
 from bioembed_ray.encoders.precision import default_batch_size, network_precision
 from bioembed_ray.encoders.weights import Checkpoint

@@ -9,10 +9,10 @@ from bioembed_ray.encoders.avex_models import (
     build,
     check,
     model_of,
-    read_model,
     resolve_checkpoint,
     shortest_spectrogram,
 )
+from bioembed_ray.encoders.avex_registry import read_model
 from bioembed_ray.encoders.base import Encoder, Facts
 from bioembed_ray.encoders.precision import default_batch_size, network_precision
 from bioembed_ray.encoders.weights import Checkpoint, seeded

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol, cast
 
 from bioembed_ray.config import DEFAULT_MODELS, EncoderConfig
-from bioembed_ray.encoders.avex_models import registry_names
+from bioembed_ray.encoders.avex_registry import registry_names
 from bioembed_ray.encoders.base import Encoder, Facts
 from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.errors import ConfigError, WeightsError

@@ -38,7 +38,9 @@ from tests.unit.references import (
 quick = settings(deadline=None, max_examples=100)
 
 RATES = st.sampled_from([1000, 8000, 11_025, 22_050, 44_100, 250_001, 500_000])
-CLOCKS = st.builds(Clock, RATES, st.sampled_from([1000, 16_000, 48_000]), st.sampled_from([1, 3, 10]))
+CLOCKS = st.builds(
+    Clock, RATES, st.sampled_from([1000, 16_000, 48_000]), st.sampled_from([1, 3, 10])
+)
 TAILS = st.sampled_from(["pad", "drop", "shift"])
 RULES = st.builds(WindowRule, st.integers(1, 40_000), st.integers(500, 60_000), TAILS)
 
@@ -162,7 +164,9 @@ def test_segments_lie_end_to_end_on_whole_encoder_seconds(
     assert len(bounds) == 1 or last * 2 >= step
 
 
-PIECES = st.lists(st.tuples(st.integers(0, 40), st.one_of(st.none(), st.integers(1, 15))), max_size=4)
+PIECES = st.lists(
+    st.tuples(st.integers(0, 40), st.one_of(st.none(), st.integers(1, 15))), max_size=4
+)
 
 
 @quick

@@ -1,0 +1,102 @@
+"""Running the package in tests: inside this process on the session's Ray, or as a command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bioembed_ray.job_file import parse_job
+from bioembed_ray.run import Result, run_job
+from tests.tiny import RATE_HZ
+
+ROOT = Path(__file__).parents[1]
+# Far above what anything takes: a test that meets it has found something that hangs.
+TIMEOUT_S = 180.0
+
+
+def tiny_encoder(model: Path | str, **options: Any) -> dict[str, Any]:
+    """Return the job-file entry of a tiny encoder: 1 s windows every 0.5 s."""
+    return {"model": str(model), "rate_hz": RATE_HZ, "window_s": 1.0, "hop_s": 0.5, **options}
+
+
+def embed(source: Path | str, output: Path | str, encoders: dict[str, Any], **job: Any) -> Result:
+    """Run a job in this process; signal handlers are left as they were."""
+    raw = {"input": {"uri": str(source), **job.pop("input", {})}, "output": str(output)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return run_job(parse_job({**raw, "encoders": encoders, **job}, "test"), lambda text: None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of `bioembed ...`."""
+    return [sys.executable, "-m", "bioembed_ray.cli", *arguments]
+
+
+def environment(**changed: str) -> dict[str, str]:
+    """Return the environment of a command: workers find the tests' modules, Ray is local."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changed}
+
+
+def bioembed(
+    *arguments: str, timeout: float = TIMEOUT_S, **changed: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(**changed),
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def started(*arguments: str, **changed: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and kill what is left of it afterwards."""
+    process = subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(**changed),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT_S) -> Any:
+    """Return the condition's first true answer."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {timeout:.0f} s for {what}")
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a failed command says, after checking that it is one."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return lines[0]
