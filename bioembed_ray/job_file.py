@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from bioembed_ray.config import EncoderConfig, InputConfig, Job, PoolConfig
+from bioembed_ray.config import DEFAULT_MODELS, EncoderConfig, InputConfig, Job, PoolConfig
 from bioembed_ray.errors import ConfigError
 
 
@@ -102,7 +102,7 @@ def _one_line(error: ValidationError, raw: dict[str, Any]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if kind == "missing":
-        return f"{key}: is missing"
+        return _missing(first["loc"])
     context = first.get("ctx", {})
     if kind == "literal_error":
         return f"{key}: got {got!r}; use {_spoken(str(context['expected']))}"
@@ -112,6 +112,21 @@ def _one_line(error: ValidationError, raw: dict[str, Any]) -> str:
             return f"{key + '.' if key else ''}{text}"
         return f"{key}: got {got!r}; {text}"
     return f"{key}: got {got!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _missing(location: tuple[int | str, ...]) -> str:
+    """Return what to say of a key that is not there; an encoder may just be misspelt."""
+    key = ".".join(str(part) for part in location)
+    if len(location) != 3 or location[0] != "encoders":
+        return f"{key}: is missing"
+    name = str(location[1])
+    near = difflib.get_close_matches(name, DEFAULT_MODELS, n=1)
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"only {', '.join(DEFAULT_MODELS)} bring one along"
+    )
+    return f"{key}: is missing; {hint}"
 
 
 def _written_key(location: tuple[int | str, ...], raw: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ caches: the parts' own metadata, with the listing of the input, say the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bioembed_ray.inputs import Recording
@@ -125,8 +125,11 @@ class Ledger:
         self.failures = [
             failure
             for failure in self.failures
-            if failure.shard != outcome.shard
-            or (failure.encoder, failure.version) not in _scopes(outcome.dataset)
+            if failure not in new
+            and (
+                failure.shard != outcome.shard
+                or (failure.encoder, failure.version) not in _scopes(outcome.dataset)
+            )
         ]
         self.failures += sorted(new, key=lambda failure: (failure.recording, failure.start_s or 0))
 
@@ -134,12 +137,20 @@ class Ledger:
         """Return the parts whose outcome is entered."""
         return {key for entry in self.known.values() for key in entry.outcomes}
 
-    def outdated(self, reader_version: int) -> set[str]:
-        """Return shards with a permanent failure that an older reader reported."""
+    def outdated(self, reader_version: int, datasets: Iterable[Dataset]) -> set[str]:
+        """Return shards with a permanent failure that an older reader reported.
+
+        Args:
+            reader_version: The reader of today.
+            datasets: What is wanted; another encoder's failures would never get a new report.
+        """
+        scopes = {scope for dataset in datasets for scope in _scopes(dataset)}
         return {
             failure.shard
             for failure in self.failures
-            if failure.shard is not None and failure.reader_version != reader_version
+            if failure.shard is not None
+            and failure.reader_version != reader_version
+            and (failure.encoder, failure.version) in scopes
         }
 
     def all_failures(self) -> Iterator[Failure]:

@@ -96,21 +96,28 @@ def recordings_table(ledger: Ledger) -> pa.Table:
         keys.update(dict.fromkeys(ledger.known[name].recording.labels))
     for key in keys:
         values = [ledger.known[name].recording.labels.get(key) for name in names]
-        title = f"label_{key}" if key in schema.RECORDINGS.names else key
-        table = table.append_column(
-            pa.field(title, *_label_column(values)[:1]), _label_column(values)[1]
-        )
+        column = _label_column(values)
+        table = table.append_column(pa.field(_title(key), column.type), column)
     return table.replace_schema_metadata({"bioembed.labels": json.dumps(list(keys))})
 
 
-def _label_column(values: list[Any]) -> tuple[pa.DataType, pa.Array]:
+def _title(key: str) -> str:
+    """Return the column of a label: its own name, or one more `label_` where that is taken."""
+    return f"label_{key}" if _is_ours(key) else key
+
+
+def _is_ours(title: str) -> bool:
+    while title not in schema.RECORDINGS.names and title.startswith("label_"):
+        title = title.removeprefix("label_")
+    return title in schema.RECORDINGS.names
+
+
+def _label_column(values: list[Any]) -> pa.Array:
     try:
         array = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         array = pa.array([None if value is None else str(value) for value in values])
-    if pa.types.is_null(array.type):
-        array = array.cast(pa.string())
-    return array.type, array
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
 
 
 def _row(entry: Known, reason: str | None) -> dict[str, Any]:
@@ -181,11 +188,9 @@ def _known(row: dict[str, Any]) -> Known:
         row["uri"], row["stamp"], row["size_bytes"], row["offset"], row["row"], row["column"]
     )
     extra = {
-        key.removeprefix("label_")
-        if key.removeprefix("label_") in schema.RECORDINGS.names
-        else key: value
-        for key, value in row.items()
-        if key not in schema.RECORDINGS.names
+        title.removeprefix("label_") if _is_ours(title) else title: value
+        for title, value in row.items()
+        if title not in schema.RECORDINGS.names
     }
     at = row["recorded_at"]
     known = Known(Recording(row["recording"], source, extra))

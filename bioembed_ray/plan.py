@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from bioembed_ray import ledger_file, parts, storage
 from bioembed_ray.config import Job
-from bioembed_ray.errors import ConfigError
+from bioembed_ray.errors import ConfigError, InputError, NotFoundError
 from bioembed_ray.inputs import Listing, list_input
 from bioembed_ray.inventory import (
     Changes,
@@ -96,7 +96,10 @@ def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
         StorageError: listing failed.
     """
     encoders = tuple(plan_encoder(name, job) for name in job.encoders)
-    listing = list_input(job.input)
+    try:
+        listing = list_input(job.input)
+    except NotFoundError as error:
+        raise InputError(f"input: {error}") from error
     found = ledger_file.load(job.output)
     standing = {
         dataset: parts.list_parts(job.output, dataset)
@@ -158,7 +161,7 @@ def _form_new_shards(plan: Plan) -> None:
 
 def _list_work(plan: Plan, standing: dict[Dataset, dict[str, storage.ObjectInfo]]) -> None:
     """Find the missing parts, and those that stand for shards nobody wants any more."""
-    outdated = plan.ledger.outdated(READER_VERSION)
+    outdated = plan.ledger.outdated(READER_VERSION, plan.datasets)
     for shard_name, shard in plan.shards.items():
         missing = tuple(
             dataset

@@ -176,12 +176,20 @@ def _default_hop(config: EncoderConfig, facts: Facts) -> float:
 def _samples(name: str, key: str, seconds: float, rate_hz: int) -> int:
     samples = exact(seconds) * rate_hz
     if samples.denominator != 1:
-        near = Fraction(round(samples), rate_hz)
         raise ConfigError(
             f"encoders.{name}.{key}: got {seconds:g}, not a whole number of samples at {rate_hz} Hz; "
-            f"use {float(near):.6g}"
+            f"use {float(_nearest(samples, rate_hz))}"
         )
     return int(samples)
+
+
+def _nearest(samples: Fraction, rate_hz: int) -> Fraction:
+    """Return the nearest seconds that are whole samples and can be written as a decimal number."""
+    step = rate_hz
+    for prime in (2, 5):
+        while step % prime == 0:
+            step //= prime
+    return Fraction(max(1, round(samples / step)) * step, rate_hz)
 
 
 def _check(name: str, config: EncoderConfig, facts: Facts, rule: WindowRule, job: Job) -> None:

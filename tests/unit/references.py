@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile as sf
@@ -14,12 +15,17 @@ import torch
 
 from bioembed_ray.apply import Place
 from bioembed_ray.audio import Track
+from bioembed_ray.config import EncoderConfig, Job, RandomWeights
 from bioembed_ray.encoders.base import Facts, FrameGrid
+from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.inputs import Source
+from bioembed_ray.plan import Work
 from bioembed_ray.probe import Header, probe
 from bioembed_ray.segments import Span
 from bioembed_ray.storage import stat_object
+from bioembed_ray.versions import PlannedEncoder
 from bioembed_ray.windows import Clock, Tail, WindowRule
+from bioembed_ray.work import Receipt, decode_shard, encode_shard
 
 ODD_RATES = (8_000, 11_025, 16_000, 22_050, 44_100, 96_000, 250_001, 384_000, 500_000)
 
@@ -256,3 +262,48 @@ def sparse_wave(path: Path, rate_hz: int, n_samples: int, marks: dict[int, int])
             file.seek(len(head) + 2 * sample)
             file.write(struct.pack("<h", value))
     return path
+
+
+class FakeRegistry:
+    """Stands in for `encoders.registry` in `versions`: known facts, no weights to look for.
+
+    Attributes:
+        facts: Encoder name -> facts.
+        digests: Encoder name -> digest of its weights.
+        shapes: Encoder name -> its architecture.
+    """
+
+    def __init__(self, facts: dict[str, Facts]) -> None:
+        self.facts = facts
+        self.digests = dict.fromkeys(facts, "w0")
+        self.shapes = dict.fromkeys(facts, "{}")
+
+    def describe(self, name: str, config: EncoderConfig) -> Facts:
+        return self.facts[name]
+
+    def checkpoint(self, name: str, config: EncoderConfig) -> Checkpoint:
+        if isinstance(config.weights, RandomWeights):
+            return Checkpoint("random", f"r{config.weights.seed}", seed=config.weights.seed)
+        return Checkpoint("local", self.digests[name], path="/weights")
+
+    def architecture(self, name: str, config: EncoderConfig, checkpoint: Checkpoint) -> str:
+        return self.shapes[name]
+
+
+def job_of(output: Path | str, name: str = "fake", **values: Any) -> Job:
+    """Return a job with one encoder `name`; keys that start with `encoder_` are its settings."""
+    encoder = {k.removeprefix("encoder_"): v for k, v in values.items() if k.startswith("encoder_")}
+    rest = {k: v for k, v in values.items() if not k.startswith("encoder_")}
+    raw = {"output": str(output), "encoders": {name: {"model": "fake", **encoder}}, **rest}
+    return Job.model_validate(raw)
+
+
+def done(
+    work: Work, job: Job, planned: PlannedEncoder, encoder: FakeWindows | FakeFrames
+) -> Receipt:
+    """Decode and encode one shard in this process, and put its parts."""
+    audios = decode_shard(work, (planned,), job)
+    receipt = Receipt(work.shard.id)
+    encode_shard(work, audios, planned, encoder, "cpu", job, receipt)
+    assert receipt.put_error is None
+    return receipt
