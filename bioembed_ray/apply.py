@@ -94,8 +94,10 @@ def guarded(
         return [RecordingError(Reason.OUT_OF_MEMORY, "out of memory")] * len(stretches)
     # A network may be the user's own and raise anything; one recording must not stop the run.
     except Exception as error:  # noqa: BLE001
+        text = " ".join(str(error).split())[:300]
+        if "DefaultCPUAllocator" in text:  # torch has no class of its own for it
+            return [RecordingError(Reason.OUT_OF_MEMORY, text)] * len(stretches)
         if len(stretches) == 1:
-            text = " ".join(str(error).split())[:300]
             return [RecordingError(Reason.ENCODER_ERROR, f"{type(error).__name__}: {text}")]
         return [outcome for stretch in stretches for outcome in guarded(call, [stretch])]
     finite = torch.stack([layer.flatten(1).isfinite().all(dim=1) for layer in layers]).all(dim=0)

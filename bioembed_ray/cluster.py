@@ -96,7 +96,9 @@ def _spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
     import ray
 
     connect()
-    task = ray.remote(function).options(num_cpus=0.5, max_retries=2)
+    # A batch that dies is split at once; one alone may have had bad luck.
+    remote = ray.remote(function)
+    several, alone = (remote.options(num_cpus=0.5, max_retries=retries) for retries in (0, 2))
     batches = [entries[i : i + size] for i in range(0, len(entries), size)]
     batches.reverse()
     pending: dict[Any, Sequence[Any]] = {}
@@ -104,12 +106,17 @@ def _spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
     while batches or pending:
         while batches and len(pending) < in_flight:
             batch = batches.pop()
+            task = several if len(batch) > 1 else alone
             pending[task.remote(batch)] = batch
         ready, _ = ray.wait(list(pending), num_returns=1)
         batch = pending.pop(ready[0])
         try:
             yield from ray.get(ready[0])
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        except (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.OutOfMemoryError,
+            ray.exceptions.NodeDiedError,
+        ):
             if len(batch) > 1:
                 half = len(batch) // 2
                 batches += [batch[:half], batch[half:]]

@@ -61,6 +61,8 @@ def _parse_weights(value: object) -> object:
         return Pretrained()
     if value == "random":
         return RandomWeights()
+    if isinstance(value, dict) and "kind" in value:  # as a run's record spells it
+        return value
     if isinstance(value, str) and re.fullmatch(r"random:\d+", value):
         return RandomWeights(seed=int(value.partition(":")[2]))
     if isinstance(value, str) and value:

@@ -13,13 +13,10 @@ import numpy.typing as npt
 import torch
 
 from bioembed_ray.apply import Place, Waves, Windows, guarded, lost_window
-from bioembed_ray.encoders.base import Encoder
+from bioembed_ray.encoders.base import Encoder, shortest_window
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.frames import Frames, Means, assemble, is_own, owned_steps, run_blocks
 from bioembed_ray.windows import Block, WindowRule, valid_samples, window_starts
-
-# Kaldi's first analysis frame; a shorter stretch gives an unpadded spectrogram no column at all.
-MIN_UNPADDED_S = 0.025
 
 
 def encode(
@@ -98,10 +95,10 @@ def _embed_windows(
     lengths = np.full(n_windows, rule.window)
     if not encoder.facts.pads:
         lengths = np.array([-(-v.numerator // v.denominator) for v in windows.valid], np.int64)  # type: ignore[attr-defined]
-    shortest = encoder.facts.rate_hz * MIN_UNPADDED_S
+    shortest = shortest_window(encoder.facts)
     for length in (int(length) for length in np.unique(lengths)):
         rows = np.flatnonzero(lengths == length)
-        if length < shortest and not encoder.facts.pads:
+        if length < shortest:
             error = RecordingError(Reason.TOO_SHORT, f"{length} samples are less than one frame")
             windows.lost += [lost_window(windows, row, error) for row in rows]
             continue

@@ -56,7 +56,7 @@ def find_dataset(output: str, encoder: str, version: str | None) -> Dataset:
         current = read_current(output).get("encoders", {}).get(encoder, {}).get("embeddings")
         if current is None and len(versions) > 1:
             raise InputError(
-                f"{encoder}: no version is current yet; give --version, one of {versions}"
+                f"{encoder}: no version is current yet; give --version, one of {', '.join(versions)}"
             )
         version = current or versions[0]
     if version not in versions:
@@ -125,7 +125,11 @@ def export(table: pa.Table, level: Level, pool: Pool) -> Exported:
             )
         pooled = [group.reshape(-1) for group in groups]
     else:
-        pooled = [group.mean(axis=0) if pool == "mean" else group.max(axis=0) for group in groups]
+        # A day has 172,800 windows: summed in float32 their mean is off by 1e-5.
+        pooled = [
+            group.mean(axis=0, dtype=np.float64) if pool == "mean" else group.max(axis=0)
+            for group in groups
+        ]
     rows = [(*keys[low], high - low) for low, high in itertools.pairwise(edges) if high > low]
     stacked = np.stack(pooled) if pooled else np.zeros((0, dim), np.float32)
     return Exported(stacked.astype(np.float32), rows, ("recording", "channel", "n_windows"))

@@ -69,7 +69,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise ConfigError(f"--set {override}: write key=value, e.g. encoders.beats.hop_s=0.25")
     try:
         value = yaml.safe_load(text)
@@ -103,6 +103,10 @@ def _one_line(error: ValidationError, raw: dict[str, Any]) -> str:
         return f"{key}: unknown key; {hint}"
     if kind == "missing":
         return _missing(first["loc"])
+    if kind in {"model_type", "dict_type"}:
+        examples = {"encoders": "beats", "pools": "default"}
+        example = examples.get(key) or _known_keys((*first["loc"], ""))[0]
+        return f"{key}: got {got!r}; must hold keys such as {example}"
     context = first.get("ctx", {})
     if kind == "literal_error":
         return f"{key}: got {got!r}; use {_spoken(str(context['expected']))}"

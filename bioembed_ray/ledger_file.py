@@ -51,7 +51,8 @@ def load(output: str) -> Ledger | None:
                 entry.failure = failure
             else:
                 ledger.failures.append(failure)
-    except (pa.ArrowInvalid, KeyError, TypeError):
+    # ArrowInvalid, a bad date and an unknown reason are ValueErrors; a torn table is an OSError.
+    except (ValueError, KeyError, TypeError, OSError):
         return None
     return ledger
 

@@ -249,6 +249,9 @@ def _truncated(span: Span, audio: SpanAudio, missing: int, n_channels: int, shar
     rate = span.header.rate_hz
     end = span.start + audio.n_decoded
     detail = f"data end at {end / rate:.3f} s; embedded up to there"
+    if not audio.n_decoded:
+        # The end lies somewhere before this span, and the span it lies in says where.
+        detail = f"data end before {end / rate:.3f} s"
     if missing:
         detail = f"header promises {(end + missing) / rate:.3f} s, {detail}"
     if audio.fault is not None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
 from bioembed_ray.config import Job
+from bioembed_ray.encoders.base import shortest_window
 from bioembed_ray.errors import BrokenOutput, NotFoundError
 from bioembed_ray.outcomes import PartOutcome, outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Shard, span_to_json
@@ -163,6 +164,7 @@ def placement(encoder: PlannedEncoder, job: Job) -> dict[str, Any]:
         "frames_stride": None if grid is None else grid.stride,
         "frames_receptive": None if grid is None else grid.receptive,
         "embeds": encoder.facts.embeds,
+        "shortest": shortest_window(encoder.facts),
     }
 
 
@@ -190,8 +192,14 @@ def read_metadata(entry: storage.ObjectInfo) -> dict[str, str]:
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if footer > len(tail):
         tail = storage.read_range(entry.uri, max(0, size - footer), size)
-    # A footer alone is a valid Parquet file to the metadata reader.
-    found = pq.read_metadata(io.BytesIO(b"PAR1" + tail[-footer:])).schema.to_arrow_schema().metadata
+    try:
+        # A footer alone is a valid Parquet file to the metadata reader.
+        whole = pq.read_metadata(io.BytesIO(b"PAR1" + tail[-footer:]))
+        found = whole.schema.to_arrow_schema().metadata
+    except (pa.ArrowInvalid, OSError):
+        raise BrokenOutput(
+            f"{entry.uri}: not a whole Parquet file; delete it and run again"
+        ) from None
     metadata = {
         key.decode().removeprefix("bioembed."): value.decode()
         for key, value in (found or {}).items()

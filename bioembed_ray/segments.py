@@ -20,6 +20,8 @@ from bioembed_ray.probe import Header
 
 # Opening an object costs a round trip, so a shard of very short recordings is cut by count.
 MAX_SPANS = 400
+# 128 kbit/s, the usual rate of compressed sound.
+GUESSED_BYTES_PER_S = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,15 @@ def segment_bounds(
 
 
 def encoder_seconds(span: Span, cutting: Cutting) -> float:
-    """Return how long an encoder works on a span: encoder seconds times channels encoded."""
+    """Return how long an encoder works on a span: encoder seconds times channels encoded.
+
+    A length that no header tells is guessed from the size.
+    """
     n_channels = span.header.channels if cutting.channels == "each" else 1
-    return span.promised * cutting.time_expansion / span.header.rate_hz * n_channels
+    seconds = span.promised / span.header.rate_hz
+    if span.stop is None and span.header.n_samples is None:
+        seconds = span.source.size_bytes / GUESSED_BYTES_PER_S
+    return seconds * cutting.time_expansion * n_channels
 
 
 def cut_gaps(

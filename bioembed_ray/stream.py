@@ -44,20 +44,31 @@ def run_stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Ite
             poisoned.append(by_shard[receipt.shard])
         else:
             yield receipt
+    if poisoned:
+        crashed = _find_killers(job, pools, poisoned)
+        spared = [replace(work, crashed=crashed[work.shard.id]) for work in poisoned]
+        yield from _stream(job, pools, spared, MAX_ATTEMPTS)
+
+
+def _find_killers(
+    job: Job, pools: Sequence[PoolPlan], poisoned: Sequence[Work]
+) -> dict[str, tuple[int, ...]]:
+    """Return, by shard, the spans that kill a worker on their own."""
+    places: dict[str, tuple[str, int]] = {}
+    alone = []
     for work in poisoned:
-        crashed = _find_killers(job, pools, work)
-        for receipt in _stream(job, pools, [replace(work, crashed=crashed)], MAX_ATTEMPTS):
-            yield receipt
-
-
-def _find_killers(job: Job, pools: Sequence[PoolPlan], work: Work) -> tuple[int, ...]:
-    """Return the spans that kill a worker on their own."""
-    alone = [replace(work, shard=replace(work.shard, spans=(span,))) for span in work.shard.spans]
-    numbers = {trial.shard.id: number for number, trial in enumerate(alone)}
+        for number, span in enumerate(work.shard.spans):
+            trial = replace(work, shard=replace(work.shard, spans=(span,)))
+            places[trial.shard.id] = work.shard.id, number
+            alone.append(trial)
     small = [replace(pool, n_actors=1) for pool in pools]
+    killers: dict[str, list[int]] = {work.shard.id: [] for work in poisoned}
     # Twice: once may have been bad luck, such as a machine that went away.
-    receipts = _stream(job, small, alone, 2, is_trial=True)
-    return tuple(sorted(numbers[receipt.shard] for receipt in receipts if receipt.is_poisoned))
+    for receipt in _stream(job, small, alone, 2, is_trial=True):
+        if receipt.is_poisoned:
+            shard, number = places[receipt.shard]
+            killers[shard].append(number)
+    return {shard: tuple(sorted(numbers)) for shard, numbers in killers.items()}
 
 
 def _stream(

@@ -172,7 +172,7 @@ def move_current(output: str, finished: list[PlannedEncoder]) -> None:
                 "frames": None if result.frames is None else result.frames.version,
                 "weights": weights_stamp(encoder),
             }
-    if encoders != current.get("encoders"):
+    if encoders != current.get("encoders", {}):
         body = json.dumps({**current, "encoders": encoders}, indent=2, sort_keys=True)
         storage.put(storage.join(output, CURRENT_KEY), body.encode())
 

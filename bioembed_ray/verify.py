@@ -151,6 +151,7 @@ def _expected(
         moved = max(0, int(end - window))
         if last_end < end and start <= moved / ratio and (stop is None or moved / ratio < stop):
             starts.append(moved)
+    starts = [s for s in starts if min(window, -(-length // 1) - s) >= rule["shortest"]]
     if not rule["embeds"]:
         starts = [s for s in starts if _has_frame(s, window, -(-length // 1), rule)]
     return sorted(float(Fraction(s, scale)) for s in starts)

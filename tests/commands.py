@@ -8,12 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bioembed_ray import cluster, run
+from bioembed_ray.cluster import PoolPlan
+from bioembed_ray.config import Job
+from bioembed_ray.encoders import registry
 from bioembed_ray.job_file import parse_job
+from bioembed_ray.plan import Work
 from bioembed_ray.run import Result, run_job
+from bioembed_ray.work import Receipt, decode_shard, encode_shard, transient
 from tests.tiny import RATE_HZ
 
 ROOT = Path(__file__).parents[1]
@@ -100,3 +109,35 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return lines[0]
+
+
+def without_ray(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """Take Ray out of runs in this process: shards go through the same functions, one by one.
+
+    Returns:
+        Counts "parts" as they are put.
+    """
+    loaded: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
+
+    def stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Iterator[Receipt]:
+        planned_encoders = [planned for pool in pools for planned in pool.encoders]
+        for work in todo:
+            receipt = Receipt(work.shard.id)
+            audios = decode_shard(work, planned_encoders, job)
+            receipt.failures = transient(work, audios)
+            for planned in planned_encoders if not receipt.failures else []:
+                version = planned.outputs[0].embeddings.version
+                if version not in loaded:
+                    loaded[version] = registry.load(
+                        planned.name, planned.config, planned.checkpoint, "cpu"
+                    )
+                encode_shard(work, audios, planned, loaded[version], "cpu", job, receipt)
+            counts["parts"] += len(receipt.outcomes)
+            yield receipt
+
+    patch.setattr(run.stream, "run_stream", stream)
+    patch.setattr(cluster, "connect", lambda: None)
+    patch.setattr(cluster, "cluster_resources", lambda: {"CPU": 2.0})
+    patch.setattr(cluster, "probe_recordings", lambda found: map(cluster._probe_one, found))
+    return counts

@@ -76,6 +76,15 @@ class Facts:
     dim: int | None = None
 
 
+# Kaldi's first analysis frame; a shorter stretch gives an unpadded spectrogram no column at all.
+MIN_UNPADDED_S = 0.025
+
+
+def shortest_window(facts: Facts) -> float:
+    """Return the samples of real sound, below which a window has no vector of its own."""
+    return facts.rate_hz * MIN_UNPADDED_S if facts.embeds and not facts.pads else 0.0
+
+
 class Encoder(Protocol):
     """A loaded network on its device, in eval mode. Not picklable: built inside the actor.
 

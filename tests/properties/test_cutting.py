@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from bioembed_ray.segments import (
 from bioembed_ray.windows import (
     Clock,
     Coverage,
+    Tail,
     WindowRule,
     blocks,
     coverage,
@@ -41,14 +43,14 @@ RATES = st.sampled_from([1000, 8000, 11_025, 22_050, 44_100, 250_001, 500_000])
 CLOCKS = st.builds(
     Clock, RATES, st.sampled_from([1000, 16_000, 48_000]), st.sampled_from([1, 3, 10])
 )
-TAILS = st.sampled_from(["pad", "drop", "shift"])
+TAILS: st.SearchStrategy[Tail] = st.sampled_from(["pad", "drop", "shift"])
 RULES = st.builds(WindowRule, st.integers(1, 40_000), st.integers(500, 60_000), TAILS)
 
 
 def spans_of(cuts: list[int], n: int) -> list[tuple[int, int | None]]:
     """Return adjacent spans of [0, n), the last one open."""
     edges = sorted({0, *(cut for cut in cuts if cut < n)})
-    return [*zip(edges, edges[1:], strict=False), (edges[-1], None)]
+    return [*itertools.pairwise(edges), (edges[-1], None)]
 
 
 @quick
@@ -134,7 +136,7 @@ def test_every_sample_has_one_block_whatever_is_asked_for(
     whole = blocks(grid, rate_hz, 0, length, length)
     assert whole[0].start == 0
     assert whole[-1].stop == length
-    assert all(a.stop == b.start for a, b in zip(whole, whole[1:], strict=False))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(whole))
     size = block_s * rate_hz
     assert all(b.stop - b.start == size for b in whole[:-1])
     last = whole[-1].stop - whole[-1].start
@@ -155,7 +157,7 @@ def test_segments_lie_end_to_end_on_whole_encoder_seconds(
     bounds = segment_bounds(n_samples, rate_hz, Cutting(segment_s, 1800, expansion, "mix"))
     assert bounds[0][0] == 0
     assert bounds[-1][1] is None
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
     step = segment_s * rate_hz  # in units of 1 / expansion of a native sample
     for k, (start, _) in enumerate(bounds):
         assert 0 <= start * expansion - k * step < expansion
@@ -209,7 +211,7 @@ def test_shards_tile_every_recording_once_and_keep_their_size(
         own = [span for span in spans if span.recording == name]
         assert own[0].start == 0
         assert own[-1].stop is None
-        assert all(a.stop == b.start for a, b in zip(own, own[1:], strict=False))
+        assert all(a.stop == b.start for a, b in itertools.pairwise(own))
     for shard in shards:
         check_size(shard, cutting)
 

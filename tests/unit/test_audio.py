@@ -173,9 +173,17 @@ def test_nan_in_one_channel_leaves_the_other_in_the_mix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("subtype", "step"),
-    [("PCM_16", 2**-15), ("PCM_24", 2**-23), ("PCM_32", 2**-24), ("FLOAT", 0), ("DOUBLE", 0)]
-    + [("PCM_U8", 2**-7), ("ALAW", 0.02), ("ULAW", 0.02)],
-)  # fmt: skip
+    [
+        ("PCM_16", 2**-15),
+        ("PCM_24", 2**-23),
+        ("PCM_32", 2**-24),
+        ("FLOAT", 0),
+        ("DOUBLE", 0),
+        ("PCM_U8", 2**-7),
+        ("ALAW", 0.02),
+        ("ULAW", 0.02),
+    ],
+)
 def test_every_coding_keeps_its_level(tmp_path: Path, subtype: str, step: float) -> None:
     wave = sound(20_000, channels=2)
     span = span_of(write_wave(tmp_path / "a.wav", wave, 16_000, subtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -43,8 +44,8 @@ def run(
     return encode(network, rule, places, "cpu", n_layers, keep_frames)
 
 
-def recording(n: int, seed: int = 0, **values: int) -> Place:
-    return place_of(sound(n, seed), CLOCK, n, **values)
+def recording(n: int, seed: int = 0, span: int = 0) -> Place:
+    return place_of(sound(n, seed), CLOCK, n, span=span)
 
 
 def direct(wave: np.ndarray, start: int, window: int) -> np.ndarray:
@@ -189,11 +190,8 @@ def test_a_shard_without_any_sound_gives_empty_tables() -> None:
     assert windows.vectors[0].shape == (0, 3)
     assert frames is not None
     assert frames.vectors[0].shape == (0, 3)
-    assert (frames.place.dtype, frames.start.dtype, frames.patch.dtype) == (
-        np.int64,
-        np.int64,
-        np.int16,
-    )
+    types = [str(column.dtype) for column in (frames.place, frames.start, frames.patch)]
+    assert types == ["int64", "int64", "int16"]
 
 
 @pytest.mark.parametrize("n", [3000, 5900, 6000, 12_345, 24, 25, 26, 700])
@@ -239,8 +237,6 @@ class Patches(FakeFrames):
 
 
 def test_patches_are_frames_of_the_same_time_step() -> None:
-    from dataclasses import replace
-
     plain = frame_encoder()
     assert plain.facts.grid is not None
     facts = replace(plain.facts, grid=replace(plain.facts.grid, per_step=2))

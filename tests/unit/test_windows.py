@@ -25,7 +25,7 @@ BEATS = FrameGrid(10, 0, joins_tail=False, stride=2560, receptive=2960, per_step
 
 
 def starts(clock: Clock, rule: WindowRule, n_native: int) -> list[int]:
-    return window_starts(clock, rule, 0, None, n_native).tolist()
+    return [int(start) for start in window_starts(clock, rule, 0, None, n_native)]
 
 
 def test_three_seconds_at_one_second_and_half_a_hop_are_six_windows() -> None:

@@ -1,0 +1,270 @@
+"""New, changed and removed recordings, and ledgers that were lost: nothing is done twice or lost."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bioembed_ray import inventory, ledger_file, plan, versions
+from bioembed_ray.errors import ConfigError, InputError, Reason
+from bioembed_ray.inventory import Changes, recover
+from bioembed_ray.ledger import Ledger
+from bioembed_ray.outcomes import PartOutcome
+from bioembed_ray.plan import Plan
+from bioembed_ray.segments import Shard, Span, span_to_json
+from tests.unit.made_up_archive import WINDOWS, Archive, long_and_short, names_of, spans, tiles
+from tests.unit.references import FakeRegistry, header_of
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    registry = FakeRegistry({"fake": WINDOWS})
+    monkeypatch.setattr(versions, "registry", registry)
+    return Archive(tmp_path, registry)
+
+
+def test_a_changed_recording_dissolves_its_shards_and_spares_the_others(archive: Archive) -> None:
+    first = long_and_short(archive)
+    archive.run(first)
+    old = {shard for shard in first.shards if "short.wav" in spans(first, shard)}
+    archive.add("short.wav", body="another sound")
+    found = archive.plan(shard_minutes=5.5)
+    assert found.changes == Changes(n_changed=1)
+    assert archive.probed == ["short.wav"]
+    assert not old & set(found.shards)
+    assert set(first.shards) - old <= set(found.shards)
+    # The neighbours in its shard are done again, and nothing else.
+    assert names_of(found) == {name for shard in old for name in spans(first, shard)}
+    superseded = [entry.key for entries in found.superseded.values() for entry in entries]
+    assert {key.removesuffix(".parquet") for key in superseded} == old
+    tiles(found)
+    archive.run(found)
+    assert archive.plan(shard_minutes=5.5).todo == []
+
+
+def test_a_removed_recording_dissolves_its_shard(archive: Archive) -> None:
+    first = long_and_short(archive)
+    archive.run(first)
+    (archive.input / "short.wav").unlink()
+    found = archive.plan(shard_minutes=5.5, max_removed_fraction=0.5)
+    assert found.changes == Changes(n_removed=1)
+    assert "short.wav" not in found.ledger.known
+    assert "short.wav" not in {name for shard in found.shards for name in spans(found, shard)}
+    tiles(found)
+
+
+def test_too_many_removed_recordings_are_a_mistake_of_the_input(archive: Archive) -> None:
+    for number in range(10):
+        archive.add(f"{number}.wav")
+    archive.run(archive.plan())
+    for number in (3, 7):
+        (archive.input / f"{number}.wav").unlink()
+    with pytest.raises(ConfigError) as caught:
+        archive.plan()
+    assert str(caught.value) == (
+        f"2 of 10 recordings known to {archive.output} are not in this input (first: 3.wav), and "
+        "their rows would go; use another output, or set max_removed_fraction: 1"
+    )
+    assert archive.plan(max_removed_fraction=0.2).changes.n_removed == 2
+
+
+def test_one_of_ten_may_go_without_a_word(archive: Archive) -> None:
+    for number in range(10):
+        archive.add(f"{number}.wav")
+    archive.run(archive.plan())
+    (archive.input / "3.wav").unlink()
+    assert archive.plan().changes == Changes(n_removed=1)
+
+
+def test_a_part_that_somebody_deleted_is_made_again(archive: Archive) -> None:
+    for number in range(20):
+        archive.add(f"{number:02}.wav")
+    archive.run(archive.plan())
+    gone = sorted((archive.output / "embeddings").rglob("*.parquet"))[0]
+    gone.unlink()
+    found = archive.plan()
+    assert [work.shard.id for work in found.todo] == [gone.stem]
+    assert gone.stem not in {shard for _, shard in found.ledger.accounted()}
+
+
+def test_parts_put_by_a_run_that_was_killed_are_entered(archive: Archive) -> None:
+    for number in range(20):
+        archive.add(f"{number:02}.wav")
+    first = archive.plan()
+    ledger_file.save(first.job.output, first.ledger)
+    archive.run(first, skip=1, save=False)
+    found = archive.plan()
+    assert [work.shard.id for work in found.todo] == [first.todo[0].shard.id]
+    assert len(found.ledger.accounted()) == len(first.todo) - 1
+
+
+def test_a_lost_ledger_is_rebuilt_from_the_parts(archive: Archive) -> None:
+    for number in range(12):
+        archive.add(f"{number:02}.wav", header_of(16_000 * 500))
+    first = archive.plan()
+    archive.run(first, skip=2, reason=Reason.NONFINITE_VECTOR, detail="NaN")
+    for name in (ledger_file.RECORDINGS_KEY, ledger_file.FAILURES_KEY):
+        (archive.output / name).unlink()
+    found = archive.plan()
+    assert len(archive.probed) == 12
+    kept = {work.shard.id for work in first.todo[2:]}
+    assert kept <= set(found.shards)
+    assert not kept & {work.shard.id for work in found.todo}
+    assert {shard for _, shard in found.ledger.accounted()} == kept
+    assert {failure.shard for failure in found.ledger.failures} == kept
+    assert not any(found.superseded.values())
+    tiles(found)
+
+
+def test_a_lost_ledger_does_not_take_parts_of_recordings_that_changed(archive: Archive) -> None:
+    first = long_and_short(archive)
+    archive.run(first)
+    (archive.output / ledger_file.RECORDINGS_KEY).unlink()
+    archive.add("short.wav", body="another sound")
+    old = {shard for shard in first.shards if "short.wav" in spans(first, shard)}
+    found = archive.plan(shard_minutes=5.5)
+    assert not old & set(found.shards)
+    superseded = [entry.key for entries in found.superseded.values() for entry in entries]
+    assert {key.removesuffix(".parquet") for key in superseded} == old
+    tiles(found)
+
+
+def test_overlapping_parts_are_taken_once_when_the_ledger_is_lost(archive: Archive) -> None:
+    first = long_and_short(archive)
+    archive.run(first)
+    (archive.output / ledger_file.RECORDINGS_KEY).unlink()
+    # Other shards of the same recordings: a successor's parts before the old ones were deleted.
+    other = archive.plan(shard_minutes=5.5)
+    for name in (ledger_file.RECORDINGS_KEY, ledger_file.FAILURES_KEY):
+        (archive.output / name).unlink(missing_ok=True)
+    other.ledger.dissolve(set(other.shards))
+    job = other.job.model_copy(update={"shard_minutes": 20.0})
+    fresh = Plan(job, other.encoders, other.ledger, other.listing)
+    plan._form_new_shards(fresh)
+    fresh.shards = fresh.ledger.shards()
+    fresh.todo = [plan.Work(shard, fresh.datasets) for shard in fresh.shards.values()]
+    archive.run(fresh, save=False)
+    found = archive.plan(shard_minutes=5.5)
+    tiles(found)
+    taken = set(found.shards) & (set(first.shards) | set(fresh.shards))
+    assert taken
+    n_superseded = sum(len(entries) for entries in found.superseded.values())
+    assert n_superseded == len(set(first.shards) | set(fresh.shards)) - len(taken)
+
+
+def test_unreadable_recordings_are_not_read_again(archive: Archive) -> None:
+    archive.add("a.wav")
+    archive.add("notes.wav", Reason.UNSUPPORTED)
+    archive.add("far.wav", Reason.STORAGE)
+    found = archive.plan()
+    assert found.ledger.known["notes.wav"].status == "failed"
+    assert found.ledger.known["far.wav"].status == "pending"
+    assert names_of(found) == {"a.wav"}
+    archive.run(found)
+    archive.headers["far.wav"] = header_of(16_000)
+    found = archive.plan()
+    # A store that did not answer may answer now; a text file stays one.
+    assert archive.probed == ["far.wav"]
+    assert names_of(found) == {"far.wav"}
+    assert found.ledger.known["far.wav"].failure is None
+
+
+def test_a_newer_reader_looks_again_at_what_an_older_one_refused(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.add("a.wav")
+    archive.add("odd.wav", Reason.UNSUPPORTED)
+    archive.run(archive.plan())
+    monkeypatch.setattr(inventory, "READER_VERSION", 2)
+    archive.headers["odd.wav"] = header_of(16_000)
+    found = archive.plan()
+    assert archive.probed == ["odd.wav"]
+    assert names_of(found) == {"odd.wav"}
+
+
+def test_a_header_whose_reading_kills_the_worker_is_a_failure(archive: Archive) -> None:
+    archive.add("a.wav")
+    archive.add("bomb.wav")
+    archive.silent.add("bomb.wav")
+    found = archive.plan()
+    failure = found.ledger.known["bomb.wav"].failure
+    assert failure is not None
+    assert (failure.reason, failure.detail) == (
+        Reason.CRASHED,
+        "reading its header killed the worker",
+    )
+    assert names_of(found) == {"a.wav"}
+
+
+def test_containers_are_opened_once(archive: Archive) -> None:
+    (archive.input / "a.tar").write_text("one")
+    (archive.input / "b.tar").write_text("two")
+    archive.inside = {"a.tar": ["x.wav", "y.wav"], "b.tar": ["x.wav"]}
+    found = archive.plan()
+    assert sorted(archive.opened) == ["a.tar", "b.tar"]
+    assert list(found.ledger.known) == ["a.tar/x.wav", "a.tar/y.wav", "b.tar/x.wav"]
+    archive.run(found)
+    assert (archive.plan().todo, archive.opened) == ([], [])
+    (archive.input / "b.tar").write_text("three")
+    found = archive.plan()
+    assert archive.opened == ["b.tar"]
+    assert found.changes == Changes(n_changed=1)
+
+
+def test_containers_without_audio_are_an_error(archive: Archive) -> None:
+    (archive.input / "a.tar").write_text("one")
+    with pytest.raises(InputError, match="1 tar or Parquet objects hold none"):
+        archive.plan()
+
+
+def test_moved_copies_of_the_same_objects_are_not_done_again(archive: Archive) -> None:
+    archive.add("a.wav")
+    archive.run(archive.plan())
+    moved = archive.input.with_name("moved")
+    archive.input.rename(moved)
+    archive.input = moved
+    found = archive.plan()
+    assert (found.todo, found.changes) == ([], Changes())
+    assert found.ledger.known["a.wav"].recording.source.uri == str(moved / "a.wav")
+
+
+def test_a_lost_ledger_takes_no_shard_that_overlaps_one_it_has(archive: Archive) -> None:
+    archive.add("a.wav", header_of(16_000 * 60))
+    found = archive.plan()
+    source = found.ledger.known["a.wav"].recording.source
+    header = header_of(16_000 * 60)
+    bounds: list[list[tuple[int, int | None]]] = [
+        [(0, 600), (700, None)],
+        [(500, 700)],
+        [(600, 700)],
+    ]
+    shards = [Shard(tuple(Span("a.wav", source, header, *b) for b in own)) for own in bounds]
+    dataset = found.datasets[0]
+    read = [
+        (PartOutcome(dataset, shard.id, (), ()), [span_to_json(span) for span in shard.spans])
+        for shard in shards
+    ]
+    for order in (read, read[::-1]):
+        ledger = Ledger({"a.wav": replace(found.ledger.known["a.wav"], pieces=[])})
+        recover(ledger, order)
+        taken = {piece.shard for piece in ledger.known["a.wav"].pieces}
+        # Of two that overlap the first in name order stands, and what fits beside it.
+        overlapping = [shard.id for shard in shards[:2]]
+        assert len(taken & set(overlapping)) == 1
+        edges = sorted((p.start, p.stop or 10**9) for p in ledger.known["a.wav"].pieces)
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(edges))
+
+
+def test_a_lost_ledger_takes_no_part_under_a_wrong_name(archive: Archive) -> None:
+    archive.add("a.wav")
+    found = archive.plan()
+    (shard,) = found.shards.values()
+    listed = [span_to_json(span) for span in shard.spans]
+    ledger = Ledger({"a.wav": replace(found.ledger.known["a.wav"], pieces=[])})
+    recover(ledger, [(PartOutcome(found.datasets[0], "0" * 20, (), ()), listed)])
+    assert ledger.known["a.wav"].pieces == []
+    recover(ledger, [(PartOutcome(found.datasets[0], shard.id, (), ()), listed)])
+    assert [piece.shard for piece in ledger.known["a.wav"].pieces] == [shard.id]
