@@ -97,6 +97,8 @@ def guarded(
         text = " ".join(str(error).split())[:300]
         if "DefaultCPUAllocator" in text:  # torch has no class of its own for it
             return [RecordingError(Reason.OUT_OF_MEMORY, text)] * len(stretches)
+        if len(stretches) == 1 and isinstance(error, RecordingError):
+            return [error]
         if len(stretches) == 1:
             return [RecordingError(Reason.ENCODER_ERROR, f"{type(error).__name__}: {text}")]
         return [outcome for stretch in stretches for outcome in guarded(call, [stretch])]
