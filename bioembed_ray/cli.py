@@ -56,7 +56,7 @@ def _load(
 def _output_of(job: str | None, output: str | None, overrides: Sequence[str]) -> str:
     from bioembed_ray.storage import absolute
 
-    if output is not None:
+    if output:
         return absolute(output)
     return _load(job, overrides).output
 
@@ -203,7 +203,7 @@ def export(
     from bioembed_ray import export as exporting
     from bioembed_ray.storage import absolute, join
 
-    kinds = tuple(kind.strip() for kind in formats.split(","))
+    kinds = tuple(dict.fromkeys(kind.strip() for kind in formats.split(",")))
     for kind in kinds:
         if kind not in {"npy", "pt"}:
             raise ConfigError(f"--format: got {kind!r}; use npy, pt, or npy,pt")

@@ -26,7 +26,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Pretrained(_Model):
@@ -61,7 +63,8 @@ def _parse_weights(value: object) -> object:
         return Pretrained()
     if value == "random":
         return RandomWeights()
-    if isinstance(value, dict) and "kind" in value:  # as a run's record spells it
+    # As a run's record spells it.
+    if isinstance(value, dict) and value.get("kind") in {"pretrained", "local", "random"}:
         return value
     if isinstance(value, str) and re.fullmatch(r"random:\d+", value):
         return RandomWeights(seed=int(value.partition(":")[2]))
@@ -85,6 +88,13 @@ class InputConfig(_Model):
     """`mix`: mean of all channels; `first`: channel 0; `each`: every channel on its own."""
     time_expansion: int = Field(default=1, ge=1, le=1000)
     """Treat a recording at rate r as r / time_expansion, so that ultrasound is heard."""
+
+    @model_validator(mode="after")
+    def _check(self) -> InputConfig:
+        # An empty path, such as an unset variable of a shell leaves, would mean the folder one is in.
+        if not all([self.uri] if isinstance(self.uri, str) else self.uri):
+            raise ValueError("uri: got an empty text; use a folder, prefix, glob or file")
+        return self
 
 
 class EncoderConfig(_Model):
@@ -163,7 +173,7 @@ class Job(_Model):
 
     input: InputConfig = InputConfig()
     """What to read."""
-    output: str
+    output: str = Field(min_length=1)
     """Folder or bucket prefix that receives the tables."""
     encoders: dict[str, EncoderConfig]
     """Name -> encoder; the five known names bring their model along."""

@@ -51,9 +51,31 @@ def parse_job(raw: dict[str, Any], where: str) -> Job:
         raise ConfigError(f"{where}: {_one_line(error, raw)}") from None
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Reads YAML, but no mapping that has a key twice: PyYAML would take the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping.
+
+        Raises:
+            yaml.YAMLError: a key stands twice.
+        """
+        written = [
+            key.value
+            for key, _ in node.value
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
+        ]
+        for place, name in enumerate(written):
+            if name in written[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such job file; `bioembed init` writes one") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -217,7 +217,8 @@ def _window_failure(span: Span, place: Place, rule: WindowRule, group: list[Lost
         error.reason,
         detail,
         channel=place.track.channel,
-        start_s=start / rate,
+        # The first window's own start, as its row would have had it: it may lie between two samples.
+        start_s=place.clock.seconds(group[0].start),
         end_s=stop / rate,
         n_samples=stop - start,
     )

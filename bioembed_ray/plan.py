@@ -35,6 +35,9 @@ from bioembed_ray.segments import (
 )
 from bioembed_ray.versions import READER_VERSION, Dataset, PlannedEncoder, plan_encoder
 
+# Folders of Parquet below the output.
+TABLES = ("embeddings", "frames", "tokens", "recordings", "failures")
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -100,6 +103,7 @@ def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
         listing = list_input(job.input)
     except NotFoundError as error:
         raise InputError(f"input: {error}") from error
+    listing = _without_output(listing, job.output)
     found = ledger_file.load(job.output)
     standing = {
         dataset: parts.list_parts(job.output, dataset)
@@ -122,6 +126,14 @@ def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
     _list_work(plan, standing)
     plan.notes += _notes(plan)
     return plan
+
+
+def _without_output(listing: Listing, output: str) -> Listing:
+    """Leave out the tables of earlier runs, where the output lies inside the input."""
+    own = tuple(f"{storage.join(output, table)}/" for table in TABLES)
+    kept = [one for one in listing.containers if not one.uri.startswith(own)]
+    n_own = len(listing.containers) - len(kept)
+    return replace(listing, containers=kept, n_other=listing.n_other + n_own)
 
 
 def _form_new_shards(plan: Plan) -> None:

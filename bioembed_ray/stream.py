@@ -27,8 +27,6 @@ from bioembed_ray.work import Receipt, decode_shard, encode_shard, transient
 
 # A shard whose worker died this often is taken apart.
 MAX_ATTEMPTS = 3
-# Loading all weights from a cold hub cache may take this long.
-ACTORS_START_S = 1800
 
 
 def run_stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Iterator[Receipt]:
@@ -85,7 +83,9 @@ def _stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.wait_for_min_actors_s = ACTORS_START_S
+    # Decoding starts while the actors load their models. That all of them fit was checked before;
+    # while they wait for another job's GPUs the progress line says that nothing is encoded yet.
+    context.wait_for_min_actors_s = -1
     # A shard may take hours on a CPU; the attempts below and our own progress line watch instead.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)

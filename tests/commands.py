@@ -36,7 +36,8 @@ def tiny_encoder(model: Path | str, **options: Any) -> dict[str, Any]:
 
 
 def embed(source: Path | str, output: Path | str, encoders: dict[str, Any], **job: Any) -> Result:
-    """Run a job in this process; signal handlers are left as they were."""
+    """Run a job in this process with one actor; signal handlers are left as they were."""
+    job.setdefault("pools", {"default": {"actors": 1}})
     raw = {"input": {"uri": str(source), **job.pop("input", {})}, "output": str(output)}
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -92,13 +93,20 @@ def started(*arguments: str, **changed: str) -> Iterator[subprocess.Popen[str]]:
             process.stdout.close()
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT_S) -> Any:
-    """Return the condition's first true answer."""
+def wait_for(
+    condition: Callable[[], Any],
+    what: str,
+    process: subprocess.Popen[str] | None = None,
+    timeout: float = TIMEOUT_S,
+) -> Any:
+    """Return the condition's first true answer; a process that ends before it is a failure."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
+        if process is not None and process.poll() is not None and process.stdout is not None:
+            raise AssertionError(f"ended before {what}: {process.stdout.read()}")
         time.sleep(0.02)
     raise AssertionError(f"waited {timeout:.0f} s for {what}")
 

@@ -63,7 +63,9 @@ def windows(output: Path, encoder: str, version: str = "*") -> Rows:
 
 def frames(output: Path, encoder: str) -> Rows:
     """Return every frame by (recording, channel, sample), read by DuckDB; each stands once."""
-    return _rows(f"{output}/frames/encoder={encoder}/version=*/*.parquet", "sample", "patch, version")
+    return _rows(
+        f"{output}/frames/encoder={encoder}/version=*/*.parquet", "sample", "patch, version"
+    )
 
 
 def _rows(pattern: str, position: str, more: str) -> Rows:

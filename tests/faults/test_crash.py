@@ -31,13 +31,13 @@ def test_recordings_that_kill_their_worker_are_named_and_all_others_are_embedded
 ) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    for number in range(7):
+    for number in range(3):
         write(source / f"good_{number}.wav", number)
     write(source / "good_9_kills_encoder.wav", 20, loudest=7.0)
     write(source / "a_kills_decoder.wav", 21, loudest=5.0)
     write(source / "a_kills_header.wav", 22, rate_hz=12_345)
     settings = ["encoders.deadly.model=tests.tiny:deadly", "encoders.deadly.hop_s=0.5"]
-    settings += ["shard_minutes=0.25"]
+    settings += ["shard_minutes=0.15"]
     arguments = ["run", "--input", str(source), "--output", str(output)]
     arguments += [word for one in settings for word in ("--set", one)]
     done = bioembed(*arguments, PYTHONPATH=f"{ROOT / 'tests/faults/poison'}:{ROOT}", timeout=300)
@@ -51,7 +51,7 @@ def test_recordings_that_kill_their_worker_are_named_and_all_others_are_embedded
         ("a_kills_header.wav", "crashed"),
     }
     rows = oracles.windows(output, "deadly")
-    assert {name for name, _, _ in rows} == {f"good_{number}.wav" for number in range(7)}
+    assert {name for name, _, _ in rows} == {f"good_{number}.wav" for number in range(3)}
     for (name, _, start_s), vector in rows.items():
         samples, _ = soundfile.read(source / name, dtype="float32")
         window = oracles.cut(samples, round(start_s * RATE_HZ), RATE_HZ)
@@ -60,7 +60,7 @@ def test_recordings_that_kill_their_worker_are_named_and_all_others_are_embedded
     # What crashed is done: it is not tried again, and only the limit decides the exit code.
     counts = without_ray(monkeypatch)
     encoders = {"deadly": {"model": "tests.tiny:deadly", "hop_s": 0.5}}
-    again = embed(source, output, encoders, shard_minutes=0.25, max_failed_fraction=0.5)
+    again = embed(source, output, encoders, shard_minutes=0.15, max_failed_fraction=0.5)
     assert (again.exit_code, counts["parts"]) == (0, 0)
 
 

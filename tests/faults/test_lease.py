@@ -120,7 +120,9 @@ def test_a_second_run_ends_at_once_with_exit_code_4(tmp_path: Path) -> None:
         assert done.returncode == 4
         text = complaint(done)
         assert f"error: {output}: another run holds it (bioembed run, pid {os.getpid()} on" in text
-        assert json.loads((tmp_path / "out/lease.json").read_bytes())["id"] == json.loads(held)["id"]
+        assert (
+            json.loads((tmp_path / "out/lease.json").read_bytes())["id"] == json.loads(held)["id"]
+        )
 
 
 def test_the_lease_of_a_process_killed_on_this_machine_is_taken_over_at_once(

@@ -75,7 +75,9 @@ def model(tmp_path: Path) -> list[str]:
 
 def test_an_output_that_is_a_file(refused: Any, source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    code, line = refused("--input", str(source), "--output", str(tmp_path / "out"), *model(tmp_path))
+    code, line = refused(
+        "--input", str(source), "--output", str(tmp_path / "out"), *model(tmp_path)
+    )
     assert (code, line) == (
         2,
         f"error: {tmp_path / 'out'}: is a file; output must be a folder or a prefix",
@@ -99,9 +101,7 @@ def test_an_output_on_a_disk_that_is_read_only(refused: Any, source: Path, tmp_p
     assert line == f"error: {where}: read-only file system"
 
 
-def test_a_bucket_that_does_not_exist(
-    refused: Any, s3: Any, source: Path, tmp_path: Path
-) -> None:
+def test_a_bucket_that_does_not_exist(refused: Any, s3: Any, source: Path, tmp_path: Path) -> None:
     code, line = refused(
         "--input", str(source), "--output", "s3://no-such-bucket/out", *model(tmp_path)
     )
@@ -162,7 +162,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_next_run_goes_on(
         assert "no space left on device" in complaint(done)
         stood = oracles.parts(output)
         assert 0 < len(stood) < 6
-        assert not [path for path in output.rglob(".*.tmp")]
+        assert not list(output.rglob(".*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True, timeout=30)
         counts = without_ray(monkeypatch)
         monkeypatch.setattr(tiny, "SLOW_S_PER_WINDOW", 0.0)

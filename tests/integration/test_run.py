@@ -1,4 +1,4 @@
-"""Whole runs on a real Ray: what stands afterwards, against models called directly."""
+"""Whole runs: what stands afterwards, against models called directly."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from bioembed_ray.cli import commands
 from bioembed_ray.synthetic import write_tones
 from bioembed_ray.verify import verify
 from tests import oracles, tiny
-from tests.commands import bioembed, embed, tiny_encoder
+from tests.commands import bioembed, embed, tiny_encoder, without_ray
+from tests.unit.encoder_fixtures import efficientnet_spec, reference, write_model
 from tests.unit.transformers_fixtures import speech_folder
-
-pytestmark = pytest.mark.ray
 
 RATE_HZ = 16_000
 WINDOW, HOP = 16_000, 8_000
@@ -68,6 +67,7 @@ def samples_of(path: Path) -> np.ndarray:
     return samples
 
 
+@pytest.mark.ray
 def test_twelve_tones_give_72_windows_each_the_vector_of_the_model_called_on_it_alone(
     tones: dict[str, Any],
 ) -> None:
@@ -80,6 +80,7 @@ def test_twelve_tones_give_72_windows_each_the_vector_of_the_model_called_on_it_
         assert oracles.relative(vector, tiny.alone(window)) <= 1e-5
 
 
+@pytest.mark.ray
 def test_frames_of_a_short_recording_are_those_of_the_model_on_the_whole_of_it(
     tones: dict[str, Any], models: dict[str, Path]
 ) -> None:
@@ -104,6 +105,7 @@ def test_frames_of_a_short_recording_are_those_of_the_model_on_the_whole_of_it(
     assert len(rows) == 12 * 149 and len(windows) == 72
 
 
+@pytest.mark.ray
 def test_a_second_run_computes_nothing_touches_no_part_and_needs_no_ray(
     tones: dict[str, Any], models: dict[str, Path]
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_second_run_computes_nothing_touches_no_part_and_needs_no_ray(
     assert (first["parts"], second["parts"]) == (6, 0)
 
 
+@pytest.mark.ray
 def test_verify_finds_nothing_wrong_with_a_run_and_names_what_is_broken(
     tones: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -142,6 +145,7 @@ def test_verify_finds_nothing_wrong_with_a_run_and_names_what_is_broken(
     assert "the ledger has it, the store does not" in "\n".join(verify(str(copy)))
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("pool", ["mean", "max", "concat"])
 def test_export_pools_the_windows_of_each_recording(
     tones: dict[str, Any], tmp_path: Path, pool: str
@@ -167,6 +171,7 @@ def test_export_pools_the_windows_of_each_recording(
     )
 
 
+@pytest.mark.ray
 def test_a_part_says_where_it_comes_from(tones: dict[str, Any]) -> None:
     for path in (tones["output"] / "embeddings").rglob("*.parquet"):
         metadata = pq.read_schema(path).metadata
@@ -193,18 +198,19 @@ def wandering_sound(seed: int, seconds: float, rate_hz: int, channels: int = 1) 
 
 @pytest.mark.parametrize(
     ("seconds", "rate_hz", "channels", "expansion"),
-    [(203.37, 44_100, 1, 1), (12.77, 192_000, 2, 10)],
+    [(131.37, 44_100, 1, 1), (7.77, 192_000, 2, 10)],
     ids=["44 kHz", "ultrasound in stereo"],
 )
 def test_a_recording_gives_the_same_rows_as_one_segment_and_as_many(
-    ray_cluster: None,
     both: dict[str, Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     seconds: float,
     rate_hz: int,
     channels: int,
     expansion: int,
 ) -> None:
+    without_ray(monkeypatch)
     (tmp_path / "in").mkdir()
     sound = wandering_sound(1, seconds, rate_hz, channels)
     soundfile.write(tmp_path / "in/long.wav", sound, rate_hz, subtype="FLOAT")
@@ -218,15 +224,14 @@ def test_a_recording_gives_the_same_rows_as_one_segment_and_as_many(
         assert list(verify(str(tmp_path / name))) == []
     [one] = (tmp_path / "one/embeddings/encoder=energy").rglob("*.parquet")
     many = list((tmp_path / "many/embeddings/encoder=energy").rglob("*.parquet"))
-    assert one and len(many) >= 5
+    assert one and len(many) >= 4
     for encoder in ("energy", "speech"):
         oracles.assert_same(
             oracles.windows(tmp_path / "many", encoder),
             oracles.windows(tmp_path / "one", encoder),
-            within=1e-5,
         )
     rows = oracles.frames(tmp_path / "one", "speech")
-    oracles.assert_same(oracles.frames(tmp_path / "many", "speech"), rows, within=1e-5)
+    oracles.assert_same(oracles.frames(tmp_path / "many", "speech"), rows)
     heard = [
         soxr.resample(sound[:, c], rate_hz / expansion, RATE_HZ, quality="HQ")
         for c in range(channels)
@@ -244,9 +249,7 @@ def test_a_recording_gives_the_same_rows_as_one_segment_and_as_many(
 
 
 @pytest.fixture(scope="module")
-def mixed(
-    ray_cluster: None, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def mixed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Good, odd and bad files, embedded under each rule for tails."""
     folder = tmp_path_factory.mktemp("mixed")
     source = folder / "in"
@@ -270,8 +273,12 @@ def mixed(
     (source / "notes.wav").write_bytes(b"New batteries on Monday. " * 40)
     (source / "scrambled.flac").write_bytes(b"fLaC" + bytes(range(256)) * 20)
     (source / "._ghost.wav").write_bytes(b"x")
-    encoders = {tail: tiny_encoder(models["energy"], tail=tail) for tail in ("pad", "drop", "shift")}
-    result = embed(source, folder / "out", encoders, max_failed_fraction=0.0)
+    encoders = {
+        tail: tiny_encoder(models["energy"], tail=tail) for tail in ("pad", "drop", "shift")
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        result = embed(source, folder / "out", encoders, max_failed_fraction=0.0)
     return {"input": source, "output": folder / "out", "result": result, "lengths": lengths}
 
 
@@ -331,18 +338,24 @@ def test_non_finite_samples_are_heard_as_zeros(mixed: dict[str, Any]) -> None:
             assert oracles.relative(vector, tiny.alone(window)) <= 1e-5
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_beats_and_efficientnet_at_full_size_give_what_avex_gives_for_each_window_alone(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    names = {"beats": "esp_aves2_sl_beats_all", "efficientnet": "esp_aves2_effnetb0_all"}
     write_tones(tmp_path / "in")
-    encoders = {name: {"model": model, "weights": "random:5"} for name, model in names.items()}
-    # One actor: two would pay for loading twice.
-    result = embed(tmp_path / "in", tmp_path / "out", encoders, pools={"default": {"actors": 1}})
+    # An untrained EfficientNet answers 1e-14 to everything; this one has statistics to scale with.
+    saved = write_model(tmp_path / "saved", efficientnet_spec(), seed=5)
+    encoders = {
+        "beats": {"model": "esp_aves2_sl_beats_all", "weights": "random:5"},
+        "efficientnet": {"model": "esp_aves2_effnetb0_all", "weights": str(saved[1])},
+    }
+    result = embed(tmp_path / "in", tmp_path / "out", encoders)
     assert result.exit_code == 0
-    for name, (dim, axes) in {"beats": (768, 1), "efficientnet": (1280, (2, 3))}.items():
-        network = untrained_avex(names[name], seed=5)
+    for name, dim, axes, network in (
+        ("beats", 768, 1, untrained_avex("esp_aves2_sl_beats_all", seed=5)),
+        ("efficientnet", 1280, (2, 3), reference(*saved)),
+    ):
         rows = oracles.windows(tmp_path / "out", name)
         assert np.stack(list(rows.values())).shape == (72, dim)
         for (recording, _, start_s), vector in rows.items():

@@ -33,7 +33,12 @@ class Archive:
 
     def run(self, **job: Any) -> Result:
         return embed(
-            self.source, self.output, self.encoders, shard_minutes=0.5, max_removed_fraction=0.2, **job
+            self.source,
+            self.output,
+            self.encoders,
+            shard_minutes=0.5,
+            max_removed_fraction=0.2,
+            **job,
         )
 
     def check(self) -> None:
@@ -125,7 +130,9 @@ def test_a_run_refuses_when_much_of_what_it_knows_is_not_in_the_input(
     (tmp_path / "other").mkdir()
     shutil.copy(sorted(archive.source.iterdir())[-1], tmp_path / "other")
     n_known = len(list(archive.source.iterdir()))
-    with pytest.raises(ConfigError, match=rf"{n_known - 1} of {n_known} recordings known") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"{n_known - 1} of {n_known} recordings known"
+    ) as caught:
         embed(tmp_path / "other", archive.output, archive.encoders, shard_minutes=0.5)
     assert caught.value.exit_code == 2
     assert "max_removed_fraction: 1" in str(caught.value)

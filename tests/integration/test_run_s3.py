@@ -41,7 +41,7 @@ def put_sound(s3: Any, key: str, samples: np.ndarray) -> None:
 def windows(s3: Any, prefix: str) -> oracles.Rows:
     """Return every window's vector, read with boto3 and pyarrow; each stands once."""
     rows: oracles.Rows = {}
-    for key in s3.keys():
+    for key in s3.listing():
         if key.startswith(f"{prefix}/embeddings/") and key.endswith(".parquet"):
             for row in pq.read_table(io.BytesIO(s3.get(key))).to_pylist():
                 place = (row["recording"], row["channel"], row["start_s"])
@@ -72,9 +72,11 @@ def test_an_archive_on_s3_with_odd_names_is_embedded_onto_s3(
     oracles.assert_same(windows(s3, "out #1/räv%"), expected(sounds), within=1e-5)
     assert list(verify(output)) == []
     # Nothing but the tables and the records; the lease is given back.
-    folders = {key.removeprefix("out #1/räv%/").split("/")[0] for key in s3.keys() if "out" in key}
+    folders = {
+        key.removeprefix("out #1/räv%/").split("/")[0] for key in s3.listing() if "out" in key
+    }
     assert folders == {"current.json", "embeddings", "failures", "recordings", "runs"}
-    parts = [key for key in s3.keys() if "/embeddings/" in key]
+    parts = [key for key in s3.listing() if "/embeddings/" in key]
     before = [s3.client.head_object(Bucket=s3.name, Key=key)["LastModified"] for key in parts]
     again = embed(source, output, encoders)
     assert (again.exit_code, again.tally.n_parts) == (0, 0)
@@ -101,7 +103,7 @@ def test_a_read_that_fails_half_way_leaves_its_shard_uncommitted_and_never_a_sho
     assert result.tally.transient[0].startswith("bad.wav: storage: ")
     good = {name: samples for name, samples in sounds.items() if name != "bad.wav"}
     oracles.assert_same(windows(s3, "out"), expected(good), within=1e-5)
-    assert "out/current.json" not in s3.keys()
+    assert "out/current.json" not in s3.listing()
     s3_faults.broken.clear()
     result = embed(source, output, encoders, shard_minutes=0.5)
     assert result.exit_code == 0
@@ -110,9 +112,7 @@ def test_a_read_that_fails_half_way_leaves_its_shard_uncommitted_and_never_a_sho
     assert list(verify(output)) == []
 
 
-def test_a_missing_bucket_is_named(
-    s3: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_bucket_is_named(s3: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray(monkeypatch)
     encoders = {"energy": tiny_encoder(tiny.torchscript(tmp_path / "energy.pt"))}
     put_sound(s3, "in/a.wav", sound(1))
