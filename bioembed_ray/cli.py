@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bioembed_ray.config import Job, mask_secrets
 from bioembed_ray.errors import BioembedError, BrokenOutput, ConfigError, TooManyFailures
 from bioembed_ray.job_file import load_job
+
+if TYPE_CHECKING:
+    from bioembed_ray.run import Goal
 
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job file."
@@ -107,12 +110,16 @@ def plan(
 ) -> None:
     """Say what a run would do; nothing is written."""
     from bioembed_ray import cluster
+    from bioembed_ray.codebooks import wanted
     from bioembed_ray.look import describe_plan
-    from bioembed_ray.plan import make_plan
+    from bioembed_ray.plan import list_again, make_plan
 
     loaded = _load(job, overrides, uri, output, encoders)
     found = make_plan(loaded, cluster.probe_recordings, cluster.list_members)
-    for line in describe_plan(found):
+    codebooks = wanted.wanted_codebooks(loaded, found.encoders)
+    applied, missing = wanted.with_tokens(found.encoders, codebooks)
+    list_again(found, applied)
+    for line in describe_plan(found, missing):
         click.echo(mask_secrets(line))
 
 
@@ -129,12 +136,60 @@ def run(
     encoders: str | None,
     overrides: Sequence[str],
 ) -> None:
-    """Bring the output up to date with the input; killed anywhere, the next run goes on."""
+    """Bring the output up to date with the input; killed anywhere, the next run goes on.
+
+    Codebooks of the job file that are missing are fitted first, on some of the shards.
+    """
+    _run(_load(job, overrides, uri, output, encoders), "all")
+
+
+@commands.command()
+@JOB
+@INPUT
+@OUTPUT
+@ENCODERS
+@SET
+def embed(
+    job: str | None,
+    uri: str | None,
+    output: str | None,
+    encoders: str | None,
+    overrides: Sequence[str],
+) -> None:
+    """Do what `run` does, but for codebooks and tokens."""
+    loaded = _load(job, overrides, uri, output, encoders)
+    _run(loaded.model_copy(update={"codebooks": {}}), "all")
+
+
+@commands.command("fit-codebook")
+@JOB
+@SET
+def fit_codebook(job: str | None, overrides: Sequence[str]) -> None:
+    """Fit the codebooks of a job that are missing, encoding what they need."""
+    _run(_with_codebooks(_load(job, overrides)), "codebooks")
+
+
+@commands.command()
+@JOB
+@SET
+def tokenize(job: str | None, overrides: Sequence[str]) -> None:
+    """Write the tokens of a job's codebooks, fitting those that are missing."""
+    _run(_with_codebooks(_load(job, overrides)), "tokens")
+
+
+def _with_codebooks(loaded: Job) -> Job:
+    if not loaded.codebooks:
+        raise ConfigError(
+            "codebooks: none given; add e.g. codebooks: {hubert-500: {encoder: hubert, clusters: 500}}"
+        )
+    return loaded
+
+
+def _run(loaded: Job, goal: Goal) -> None:
     from bioembed_ray.report_text import describe_result
     from bioembed_ray.run import run_job
 
-    loaded = _load(job, overrides, uri, output, encoders)
-    result = run_job(loaded, _say)
+    result = run_job(loaded, _say, goal)
     for line in describe_result(result):
         click.echo(mask_secrets(line))
     if result.exit_code == 3:
@@ -186,7 +241,10 @@ def verify(job: str | None, output: str | None, overrides: Sequence[str]) -> Non
 @click.option("--version", help="Which version; the current one without it.")
 @click.option("--level", type=click.Choice(["window", "recording"]), default="window")
 @click.option("--pool", type=click.Choice(["mean", "max", "concat"]), default="mean")
-@click.option("--format", "formats", default="npy", help="npy, pt, or both with a comma.")
+@click.option("--codebook", multiple=True, help="Tokens of these codebooks instead of vectors.")
+@click.option(
+    "--format", "formats", help="npy, pt (vectors); text, runs (tokens); several with a comma."
+)
 @click.option("--to", "target", help="Folder or prefix; <output>/export without it.")
 def export(
     job: str | None,
@@ -196,30 +254,30 @@ def export(
     version: str | None,
     level: Any,
     pool: Any,
-    formats: str,
+    codebook: tuple[str, ...],
+    formats: str | None,
     target: str | None,
 ) -> None:
-    """Write vectors per window or per recording as .npy and .pt, with a CSV that names the rows."""
+    """Write vectors as .npy and .pt, or tokens as text and run lengths, with a CSV that names the rows."""
     from bioembed_ray import export as exporting
     from bioembed_ray.storage import absolute, join
+    from bioembed_ray.token_export import export_tokens
 
-    kinds = tuple(dict.fromkeys(kind.strip() for kind in formats.split(",")))
+    known = {"text", "runs"} if codebook else {"npy", "pt"}
+    chosen = formats or ("text" if codebook else "npy")
+    kinds = tuple(dict.fromkeys(kind.strip() for kind in chosen.split(",")))
     for kind in kinds:
-        if kind not in {"npy", "pt"}:
-            raise ConfigError(f"--format: got {kind!r}; use npy, pt, or npy,pt")
+        if kind not in known:
+            hint = "" if codebook else "; text and runs need --codebook"
+            raise ConfigError(f"--format: got {kind!r}; use {' or '.join(sorted(known))}{hint}")
     where = _output_of(job, output, overrides)
-    names = encoder or tuple(
-        sorted({dataset.encoder for dataset in exporting.list_datasets(where, "embeddings")})
-    )
-    if not names:
-        exporting.find_dataset(where, "", None)
     folder = absolute(target) if target else join(where, "export")
-    for name in names:
-        dataset = exporting.find_dataset(where, name, version)
-        found = exporting.export(exporting.read_windows(where, dataset), level, pool)
-        title = f"{name}_{level}" + (f"_{pool}" if level == "recording" else "")
-        for uri in exporting.write(found, join(folder, title), kinds):
-            click.echo(f"{uri}  {tuple(found.vectors.shape) if not uri.endswith('.csv') else ''}")
+    if codebook:
+        for line in export_tokens(where, codebook, kinds, folder):
+            click.echo(line)
+        return
+    for line in exporting.export_all(where, encoder, version, level, pool, kinds, folder):
+        click.echo(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

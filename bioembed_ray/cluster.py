@@ -81,18 +81,22 @@ def probe_recordings(recordings: list[Recording]) -> Iterator[Probed]:
 
     A file that kills its worker is found by splitting the batch, and is left out of the answer.
     """
-    yield from _spread(_probe_batch, recordings, PROBE_BATCH)
+    yield from spread(_probe_batch, recordings, PROBE_BATCH)
 
 
 def list_members(containers: list[Container]) -> Iterator[Recording]:
     """List what is inside tar and Parquet objects, in parallel on the cluster."""
-    for found in _spread(_list_batch, containers, 1):
+    for found in spread(_list_batch, containers, 1):
         if isinstance(found, Exception):
             raise found
         yield from found
 
 
-def _spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
+def spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
+    """Call a function on batches of entries on the cluster; yield the answers one by one, in any order.
+
+    What kills its worker is found by splitting the batch, and is left out.
+    """
     import ray
 
     connect()

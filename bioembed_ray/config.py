@@ -149,6 +149,31 @@ class EncoderConfig(_Model):
         return self
 
 
+class CodebookConfig(_Model):
+    """One codebook: centroids of an encoder's frames, whose numbers become tokens."""
+
+    encoder: str
+    """Whose frames: an encoder, or `hubert.9` where it has several layers. Windows where it has no frames."""
+    clusters: int = Field(ge=1, le=1 << 20)
+    """Number of centroids, K."""
+    fit_frames: int = Field(default=5_000_000, ge=1)
+    """Most frames to fit on."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance that decides a token."""
+    balance: str | None = None
+    """Manifest column whose values get equal shares of the sample, so that none owns the codebook."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the first centroids."""
+    max_iterations: int = Field(default=300, ge=1)
+    """Stop after so many."""
+    tolerance: float = Field(default=1e-4, ge=0)
+    """Stop where centroids move less: scikit-learn's `tol`."""
+    held_out: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the frames that is never fitted on, to judge by."""
+    edition: int = Field(default=1, ge=1)
+    """Raise it to fit again on the archive as it now is, from the last centroids, ids kept."""
+
+
 class PoolConfig(_Model):
     """One pool of actors; each holds every encoder of the pool."""
 
@@ -177,6 +202,8 @@ class Job(_Model):
     """Folder or bucket prefix that receives the tables."""
     encoders: dict[str, EncoderConfig]
     """Name -> encoder; the five known names bring their model along."""
+    codebooks: dict[str, CodebookConfig] = {}
+    """Name -> codebook; missing ones are fitted by the run that needs them."""
     pools: dict[str, PoolConfig] = {"default": PoolConfig()}
     """Name -> pool of actors."""
     segment_s: int = Field(default=300, ge=1, le=3600)
@@ -217,7 +244,24 @@ class Job(_Model):
                 raise ValueError(
                     f"encoders.{name}.pool: got {encoder.pool!r}; pools has only {known}"
                 )
+        titles = [
+            title(name, encoder, layer)
+            for name, encoder in self.encoders.items()
+            for layer in encoder.layers
+        ]
+        for name, codebook in self.codebooks.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"codebooks.{name}: use letters, digits, '_', '-' and '.'")
+            if codebook.encoder not in titles:
+                raise ValueError(
+                    f"codebooks.{name}.encoder: got {codebook.encoder!r}; use one of {', '.join(titles)}"
+                )
         return self
+
+
+def title(name: str, encoder: EncoderConfig, layer: int | None) -> str:
+    """Return the name of one output: the encoder's, with the layer where there are several."""
+    return name if len(encoder.layers) == 1 else f"{name}.{layer}"
 
 
 def exact(seconds: float) -> Fraction:

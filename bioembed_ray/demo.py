@@ -28,6 +28,17 @@ SELECT encoder, version, count(*) AS windows, count(DISTINCT recording) AS recor
 FROM read_parquet('{output}/embeddings/*/*/*.parquet', hive_partitioning = true)
 GROUP BY ALL ORDER BY encoder
 """
+SEQUENCE = """
+SELECT recording, codebook, start_s, hop_s, len(tokens) AS n, tokens[1:12] AS first_tokens
+FROM read_parquet('{output}/tokens/*/*/*.parquet', hive_partitioning = true)
+WHERE recording = 'soundscape/forest_stereo.wav' ORDER BY codebook, start_s LIMIT 4
+"""
+TIMES = """
+SELECT round(start_s + (i - 1) * hop_s, 2) AS second, tokens[i] AS token
+FROM (SELECT *, unnest(range(1, 9)) AS i
+      FROM read_parquet('{output}/tokens/codebook=hubert-32/*/*.parquet')
+      WHERE recording = 'soundscape/forest_stereo.wav')
+"""
 FAILURES = "SELECT recording, reason, detail FROM '{output}/failures/failures.parquet'"
 
 
@@ -57,6 +68,8 @@ def run(weights: str) -> None:
         ("6. What stands, by DuckDB", SHAPES),
         ("7. Three rows", ROWS),
         ("8. What failed, and why", FAILURES),
+        ("9. Token sequences of one recording", SEQUENCE),
+        ("   The first of them with their times", TIMES),
     ):
         _title(title)
         print(duckdb.sql(query.format(output=OUTPUT)))
@@ -66,6 +79,8 @@ def run(weights: str) -> None:
    {OUTPUT}/recordings/                  both lengths of every recording, its time and device, what became of it
    {OUTPUT}/failures/                    the text file that calls itself notes.wav, and the half that a flat
                                       battery cost marsh_20240513_043000.wav
+   {OUTPUT}/codebooks/hubert-32/         centroids, and a card: inertia, codes in use, perplexity, agreement
+   {OUTPUT}/tokens/codebook=hubert-32/   one row of tokens per segment and channel
    {OUTPUT}/export/                      one vector per recording as .npy, with a CSV that names the rows
    {OUTPUT}/runs/                        job, versions, environment and timings of every run
    The tones are the case of the avex example notebook: 12 files of 3 s give 72 windows of 1 s every 0.5 s."""

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 
 from bioembed_ray.apply import Place, Waves, Windows, guarded, lost_window
+from bioembed_ray.assigned import Assigned, TokenTable
+from bioembed_ray.codebooks.nearest import Codes
 from bioembed_ray.encoders.base import Encoder, shortest_window
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.frames import Frames, Means, assemble, is_own, owned_steps, run_blocks
@@ -26,7 +28,8 @@ def encode(
     device: str,
     n_layers: int,
     keep_frames: bool,
-) -> tuple[Windows, Frames | None]:
+    codes: Sequence[tuple[int, Codes]] = (),
+) -> tuple[Windows, Frames | None, list[TokenTable]]:
     """Apply an encoder to the tracks of a shard.
 
     Args:
@@ -36,9 +39,10 @@ def encode(
         device: Torch device the encoder is on.
         n_layers: L, how many outputs the encoder gives.
         keep_frames: Whether every frame is returned.
+        codes: Codebooks to assign tokens by, each with the layer whose vectors it takes.
 
     Returns:
-        The windows, and the frames where they are kept.
+        The windows, the frames where they are kept, and one table of tokens per codebook.
     """
     tables = [
         window_starts(place.clock, rule, place.start, place.stop, place.n_native)
@@ -54,12 +58,13 @@ def encode(
         ],
         [],
     )
+    named = Assigned(codes)
     kept: list[tuple[int, Block, npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]] = []
     with torch.inference_mode():
         if encoder.facts.embeds:
             _embed_windows(encoder, rule, places, windows, device, n_layers)
         grid = encoder.facts.grid
-        if grid is not None and (keep_frames or not encoder.facts.embeds):
+        if grid is not None and (keep_frames or codes or not encoder.facts.embeds):
             means = (
                 None if encoder.facts.embeds else Means(windows, rule, encoder, n_layers, device)
             )
@@ -71,14 +76,22 @@ def encode(
                 steps = owned_steps(grid, block)
                 if means is not None:
                     means.add(index, steps, outcome)
-                if keep_frames and is_own(places[index], block):
+                if not is_own(places[index], block):
+                    continue
+                named.add(index, steps, outcome)
+                if keep_frames:
                     layers = [layer.float().cpu().numpy() for layer in outcome]
                     kept.append((index, block, steps, layers))
             if means is not None:
                 means.finish()
-    return _without_lost(windows), assemble(
-        grid, kept, n_layers, encoder.dim
-    ) if keep_frames else None
+    found = _without_lost(windows)
+    if grid is None and codes:
+        vectors = [torch.from_numpy(layer).to(device) for layer in found.vectors]
+        for index in np.unique(found.place):
+            rows = np.flatnonzero(found.place == index)
+            named.add(int(index), found.start[rows], [layer[rows] for layer in vectors])
+    frames = assemble(grid, kept, n_layers, encoder.dim) if keep_frames else None
+    return found, frames, named.tables()
 
 
 def _embed_windows(

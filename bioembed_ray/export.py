@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -163,3 +163,27 @@ def write(exported: Exported, uri: str, formats: tuple[str, ...]) -> list[str]:
     writer.writerows(exported.index)
     storage.put(f"{uri}.csv", text.getvalue().encode())
     return [*written, f"{uri}.csv"]
+
+
+def export_all(
+    output: str,
+    encoders: tuple[str, ...],
+    version: str | None,
+    level: Level,
+    pool: Pool,
+    formats: tuple[str, ...],
+    folder: str,
+) -> Iterator[str]:
+    """Write the vectors of some encoders, all where none is named; yield one line per file.
+
+    Raises:
+        InputError: nothing there.
+    """
+    names = encoders or tuple(sorted({d.encoder for d in list_datasets(output, "embeddings")}))
+    if not names:
+        find_dataset(output, "", None)
+    for name in names:
+        found = export(read_windows(output, find_dataset(output, name, version)), level, pool)
+        title = f"{name}_{level}" + (f"_{pool}" if level == "recording" else "")
+        for uri in write(found, storage.join(folder, title), formats):
+            yield uri if uri.endswith(".csv") else f"{uri}  {tuple(found.vectors.shape)}"

@@ -9,7 +9,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from bioembed_ray.config import DEFAULT_MODELS, EncoderConfig, InputConfig, Job, PoolConfig
+from bioembed_ray.config import (
+    DEFAULT_MODELS,
+    CodebookConfig,
+    EncoderConfig,
+    InputConfig,
+    Job,
+    PoolConfig,
+)
 from bioembed_ray.errors import ConfigError
 
 
@@ -176,6 +183,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     tables: dict[str, type[BaseModel]] = {
         "input": InputConfig,
         "encoders": EncoderConfig,
+        "codebooks": CodebookConfig,
         "pools": PoolConfig,
     }
     table = tables.get(str(location[0]), Job) if len(location) > 1 else Job

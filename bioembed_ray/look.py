@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from bioembed_ray.codebooks.wanted import Wanted, drawn_parts
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
 from bioembed_ray.errors import RecordingError, StorageError
 from bioembed_ray.inputs import Recording, list_input
@@ -137,8 +138,8 @@ def _suggested_expansion(headers: list[Header]) -> int:
     return 10 if len(fast) * 2 > len(headers) else 1
 
 
-def describe_plan(plan: Plan) -> Iterator[str]:
-    """Yield what a run would do, line by line."""
+def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
+    """Yield what a run would do, line by line; `missing` are the codebooks it would fit first."""
     job = plan.job
     known = plan.ledger.known
     headers = [entry.header for entry in known.values() if entry.header is not None]
@@ -150,6 +151,15 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
     for encoder in plan.encoders:
         yield from _describe_encoder(plan, encoder)
+    for wanted in missing:
+        n_drawn = len(drawn_parts(plan, wanted))
+        yield (
+            f"{wanted.fit.name:<10} codebook to fit: {wanted.fit.rule.clusters} clusters of {wanted.fit.encoder}, "
+            f"on up to {wanted.fit.sample.frames:,} frames of {n_drawn} shards; then tokens of all"
+        )
+    for tokens in (t for e in plan.encoders for output in e.outputs for t in output.tokens):
+        n_owed = sum(tokens.dataset in work.datasets for work in plan.todo)
+        yield f"{tokens.name:<10} tokens {tokens.dataset.version}: {n_owed} shards to name"
     n_superseded = sum(len(entries) for entries in plan.superseded.values())
     if n_superseded:
         yield f"to delete  {n_superseded} parts of shards that are wanted no more, once the new ones stand"

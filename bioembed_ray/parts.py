@@ -148,7 +148,9 @@ def part_bytes(
         compression="zstd",
         use_dictionary=["recording"],
         # Statistics of vector values help no query.
-        write_statistics=[name for name in table.schema.names if name != "embedding"],
+        write_statistics=[
+            name for name in table.schema.names if name not in {"embedding", "tokens"}
+        ],
     )
     return bytes(sink.getvalue())
 

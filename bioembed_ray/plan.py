@@ -36,7 +36,7 @@ from bioembed_ray.segments import (
 from bioembed_ray.versions import READER_VERSION, Dataset, PlannedEncoder, plan_encoder
 
 # Folders of Parquet below the output.
-TABLES = ("embeddings", "frames", "tokens", "recordings", "failures")
+TABLES = ("embeddings", "frames", "fit_frames", "tokens", "recordings", "failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class Plan:
         listing: What the input holds.
         changes: New, changed and removed recordings, against the ledger.
         notes: Warnings, one line each.
+        goal: Partitions that this run is about, None for all.
     """
 
     job: Job
@@ -79,6 +80,7 @@ class Plan:
     superseded: dict[Dataset, list[storage.ObjectInfo]] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
     notes: list[str] = field(default_factory=list)
+    goal: tuple[Dataset, ...] | None = None
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
@@ -105,12 +107,8 @@ def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
         raise InputError(f"input: {error}") from error
     listing = _without_output(listing, job.output)
     found = ledger_file.load(job.output)
-    standing = {
-        dataset: parts.list_parts(job.output, dataset)
-        for encoder in encoders
-        for dataset in encoder.datasets
-    }
     plan = Plan(job, encoders, found or Ledger(), listing)
+    standing = _standing(plan)
     recordings = list_recordings(listing, plan.ledger, members)
     plan.changes = compare(job, plan.ledger, recordings)
     probe_new(plan.ledger, recordings, probe)
@@ -134,6 +132,21 @@ def _without_output(listing: Listing, output: str) -> Listing:
     kept = [one for one in listing.containers if not one.uri.startswith(own)]
     n_own = len(listing.containers) - len(kept)
     return replace(listing, containers=kept, n_other=listing.n_other + n_own)
+
+
+def _standing(plan: Plan) -> dict[Dataset, dict[str, storage.ObjectInfo]]:
+    return {dataset: parts.list_parts(plan.job.output, dataset) for dataset in plan.datasets}
+
+
+def list_again(plan: Plan, encoders: tuple[PlannedEncoder, ...]) -> None:
+    """Take the encoders as they now are, with codebooks fitted since, and list what is left to do."""
+    plan.encoders = encoders
+    plan.todo.clear()
+    standing = _standing(plan)
+    forget_missing(plan.ledger, standing)
+    for outcome, _ in read_outcomes(plan.ledger, standing, everything=False):
+        plan.ledger.absorb(outcome)
+    _list_work(plan, standing)
 
 
 def _form_new_shards(plan: Plan) -> None:

@@ -97,6 +97,11 @@ def describe_status(output: str) -> Iterator[str]:
         yield f"parts      {dataset.prefix}: {n_done} of {len(shards)} shards, {state}"
         if n_done:
             yield from describe_coverage(ledger, (dataset,), channels)
+    for dataset in list_datasets(output, "tokens"):
+        n_done = len(set(parts.list_parts(output, dataset)) & set(shards))
+        known = read_current(output).get("codebooks", {}).get(dataset.encoder, {})
+        state = "current" if known.get("tokens") == dataset.version else "not current"
+        yield f"parts      {dataset.prefix}: {n_done} of {len(shards)} shards, {state}"
     yield from describe_failures(ledger, 0)
     if record is not None:
         yield f"last run   {record['run']}, exit code {record['exit_code']}"

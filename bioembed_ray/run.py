@@ -7,16 +7,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
+from typing import Literal
 
-from bioembed_ray import cluster, lease, ledger_file, storage, stream, summary
+from bioembed_ray import cluster, lease, ledger_file, parts, storage, stream, summary
+from bioembed_ray.codebooks import wanted
+from bioembed_ray.codebooks.archive import describe_archive
+from bioembed_ray.codebooks.fit import fit_codebook
+from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
 from bioembed_ray.errors import LockedError, StorageError, WeightsError
-from bioembed_ray.plan import Plan, Work, make_plan, work_seconds
+from bioembed_ray.plan import Plan, Work, list_again, make_plan, work_seconds
 from bioembed_ray.progress import Progress
 from bioembed_ray.summary import Tally
+from bioembed_ray.versions import Dataset
 from bioembed_ray.work import Receipt
+
+Goal = Literal["all", "codebooks", "tokens"]
 
 # A store that refuses this many parts in a row is full or closed, not flaky.
 MAX_PUT_ERRORS = 3
@@ -39,12 +47,14 @@ class Result:
     exit_code: int
 
 
-def run_job(job: Job, say: Callable[[str], None]) -> Result:
+def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
     """Bring the output up to date with the input.
 
     Args:
         job: What is wanted.
         say: Takes messages, one line each.
+        goal: `all`; `codebooks` fits what is missing and stops; `tokens` leaves embeddings that
+            are missing alone where tokens do not need them.
 
     Raises:
         LockedError: another run holds the output, or took it over.
@@ -59,29 +69,93 @@ def run_job(job: Job, say: Callable[[str], None]) -> Result:
         # The shards are entered before any work: a killed run is taken up with the same ones.
         ledger_file.save(job.output, plan.ledger)
         tally = Tally()
+        if job.codebooks:
+            _codebooks(plan, tally, lost, say, goal)
+        _narrow(plan, goal)
         if plan.todo:
-            _work(plan, tally, lost, say)
+            _work(plan, plan.todo, tally, lost, say)
             _check_lease(job, lost)
             ledger_file.save(job.output, plan.ledger)
         return _finish(plan, tally)
 
 
-def _work(plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], None]) -> None:
+def _narrow(plan: Plan, goal: Goal) -> None:
+    """Leave in the plan what the goal is about."""
+    if goal == "all":
+        return
+    plan.todo = [
+        replace(work, datasets=named)
+        for work in plan.todo
+        if (named := tuple(d for d in work.datasets if d.table == "tokens" and goal == "tokens"))
+    ]
+    plan.goal = tuple(d for d in plan.datasets if d.table == "tokens" and goal == "tokens")
+
+
+def _codebooks(
+    plan: Plan,
+    tally: Tally,
+    lost: threading.Event,
+    say: Callable[[str], None],
+    goal: Goal,
+) -> None:
+    """Fit the codebooks that are missing on some shards, and name what stands; then plan the rest."""
+    job = plan.job
+    codebooks = wanted.wanted_codebooks(job, plan.encoders)
+    encoders, missing = wanted.with_tokens(plan.encoders, codebooks)
+    if missing:
+        standing = {w.source: parts.list_parts(job.output, w.source) for w in missing}
+        todo = wanted.fit_work(plan, missing, {d: set(found) for d, found in standing.items()})
+        if todo:
+            names = ", ".join(w.fit.name for w in missing)
+            say(f"codebooks {names}: encoding {len(todo)} shards to fit on")
+            _work(plan, todo, tally, lost, say)
+            ledger_file.save(job.output, plan.ledger)
+        for one in missing:
+            _check_lease(job, lost)
+            drawn = wanted.drawn_parts(plan, one)
+            found = parts.list_parts(job.output, one.source)
+            sources = [entry for shard, entry in sorted(found.items()) if shard in drawn]
+            card = fit_codebook(one.fit, sources, wanted.groups_of(plan.ledger, one))
+            say(f"codebook {one.fit.name}: {card['verdict']}")
+        encoders, _ = wanted.with_tokens(plan.encoders, codebooks)
+    list_again(plan, encoders)
+    if goal == "codebooks":
+        return
+    named = {o.fit_frames or o.embeddings for e in encoders for o in e.outputs if o.tokens}
+    every = named | {t.dataset for e in encoders for o in e.outputs for t in o.tokens}
+    listed = {dataset: parts.list_parts(job.output, dataset) for dataset in every}
+    todo_names = namings(plan.shards, encoders, listed)
+    if todo_names:
+        cluster.connect()
+        say(f"tokens: naming {len(todo_names)} parts of standing vectors")
+        for outcome in name_parts(job, todo_names):
+            plan.ledger.absorb(outcome)
+            tally.n_parts += 1
+        list_again(plan, encoders)
+
+
+def _work(
+    plan: Plan,
+    todo_list: list[Work],
+    tally: Tally,
+    lost: threading.Event,
+    say: Callable[[str], None],
+) -> None:
     job = plan.job
     cluster.connect()
     _stop_on_sigterm()
     resources = cluster.cluster_resources()
-    pools = cluster.plan_pools(job, plan.encoders, resources, len(plan.todo))
+    pools = cluster.plan_pools(job, plan.encoders, resources, len(todo_list))
     for pool in pools:
         where = f"{pool.gpus:g} GPU" if pool.gpus else f"CPU, {pool.threads} thread(s)"
         names = ", ".join(encoder.name for encoder in pool.encoders)
         say(f"pool {pool.name}: {pool.n_actors} actor(s) on {where} with {names}")
-    todo = {work.shard.id: work for work in plan.todo}
+    todo = {work.shard.id: work for work in todo_list}
     n_put_errors = 0
     started = time.monotonic()
-    total_s = sum(_audio_seconds(work) for work in plan.todo)
-    with Progress(total_s, len(plan.todo)) as progress:
-        for receipt in stream.run_stream(job, pools, plan.todo):
+    total_s = sum(_audio_seconds(work) for work in todo_list)
+    with Progress(total_s, len(todo_list)) as progress:
+        for receipt in stream.run_stream(job, pools, todo_list):
             _check_lease(job, lost)
             if receipt.load_error is not None:
                 raise WeightsError(receipt.load_error)
@@ -96,7 +170,7 @@ def _work(plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], 
                 is_saved = _try_save(plan)
                 hint = "" if is_saved else "; the ledger could not be saved either"
                 raise StorageError(f"{receipt.put_error}; what was put stays, run again{hint}")
-    tally.wall_s = time.monotonic() - started
+    tally.wall_s += time.monotonic() - started
 
 
 def _check_lease(job: Job, lost: threading.Event) -> None:
@@ -154,6 +228,10 @@ def _finish(plan: Plan, tally: Tally) -> Result:
     for dataset in complete:
         for entry in plan.superseded.get(dataset, []):
             storage.delete(entry.uri)
+    if len(complete) == len(plan.datasets):
+        _drop_fit_frames(plan)
+    if tally.n_parts:
+        _describe_codebooks(plan, complete)
     finished = [encoder for encoder in plan.encoders if set(encoder.datasets) <= complete]
     if plan.shards:
         summary.move_current(plan.job.output, finished)
@@ -164,13 +242,28 @@ def _finish(plan: Plan, tally: Tally) -> Result:
         if entry.failure is not None and entry.failure.reason.is_transient
     ]
     tally.transient += [f"{f.recording}: {f.reason.value}: {f.detail}" for f in waiting]
-    if len(complete) < len(plan.datasets) or waiting:
+    owed = plan.datasets if plan.goal is None else plan.goal
+    if not set(owed) <= complete or tally.uncommitted or waiting:
         exit_code = 1
     else:
         exit_code = 3 if fraction > plan.job.max_failed_fraction else 0
     run_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(3)
     summary.write_record(plan, tally, run_id, exit_code)
     return Result(plan, tally, fraction, exit_code)
+
+
+def _describe_codebooks(plan: Plan, complete: set[Dataset]) -> None:
+    for tokens in (t for e in plan.encoders for output in e.outputs for t in output.tokens):
+        if tokens.dataset in complete:
+            describe_archive(plan.job.output, tokens)
+
+
+def _drop_fit_frames(plan: Plan) -> None:
+    """Delete the frames that codebooks were fitted on; their tokens stand."""
+    for output in (output for encoder in plan.encoders for output in encoder.outputs):
+        if output.fit_frames is not None:
+            for entry in parts.list_parts(plan.job.output, output.fit_frames).values():
+                storage.delete(entry.uri)
 
 
 def _stop_on_sigterm() -> None:

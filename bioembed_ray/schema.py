@@ -44,6 +44,24 @@ def frames(dim: int, dtype: str) -> pa.Schema:
     )
 
 
+def tokens(token_type: str) -> pa.Schema:
+    """Return the schema of tokens/: one row per segment and channel; a null token is a gap.
+
+    Token i starts at `start_s + (i // per_step) * hop_s`.
+    """
+    item = pa.int16() if token_type == "int16" else pa.int32()
+    return pa.schema(
+        [
+            pa.field("recording", TEXT, nullable=False),
+            pa.field("channel", pa.int16(), nullable=False),
+            pa.field("start_s", pa.float64(), nullable=False),
+            pa.field("hop_s", pa.float64(), nullable=False),
+            pa.field("per_step", pa.int16(), nullable=False),
+            pa.field("tokens", pa.list_(item), nullable=False),
+        ]
+    )
+
+
 SPAN = pa.struct(
     [
         pa.field("shard", TEXT),

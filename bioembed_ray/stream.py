@@ -191,6 +191,18 @@ def _row(work: bytes, receipt: Receipt, audios: Any) -> pa.Table:
     )
 
 
+def _load_codes(encoders: Sequence[PlannedEncoder], device: str) -> dict[str, Any]:
+    """Return the centroids of every codebook applied to some encoders, by name."""
+    from bioembed_ray.codebooks.card import read_codebook
+    from bioembed_ray.codebooks.nearest import make_codes
+
+    codes = {}
+    for tokens in (t for e in encoders for output in e.outputs for t in output.tokens):
+        codebook = read_codebook(tokens.folder)
+        codes[tokens.name] = make_codes(codebook.centroids, codebook.metric, device)
+    return codes
+
+
 class EncodeActor:
     """Holds the encoders of a pool; takes decoded shards, puts their parts, passes receipts on."""
 
@@ -221,6 +233,7 @@ class EncodeActor:
                 self._load_error = f"{planned.name} cannot be loaded on a worker: {kind}{text}"
                 break
             self._encoders.append((planned, encoder))
+        self._codes = _load_codes(pool.encoders, self._device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode the shard of a row."""
@@ -257,6 +270,7 @@ class EncodeActor:
                 receipt,
                 self._busy,
                 self._is_trial,
+                self._codes,
             )
             if receipt.failures or receipt.put_error:
                 return

@@ -172,8 +172,20 @@ def move_current(output: str, finished: list[PlannedEncoder]) -> None:
                 "frames": None if result.frames is None else result.frames.version,
                 "weights": weights_stamp(encoder),
             }
-    if encoders != current.get("encoders", {}):
-        body = json.dumps({**current, "encoders": encoders}, indent=2, sort_keys=True)
+    codebooks = dict(current.get("codebooks", {}))
+    for result in (result for encoder in finished for result in encoder.outputs):
+        for tokens in result.tokens:
+            codebooks[tokens.name] = {
+                "encoder": result.name,
+                "codebook": tokens.folder.rpartition("version=")[2],
+                "tokens": tokens.dataset.version,
+            }
+    found = {"encoders": encoders, "codebooks": codebooks}
+    if found != {
+        "encoders": current.get("encoders", {}),
+        "codebooks": current.get("codebooks", {}),
+    }:
+        body = json.dumps({**current, **found}, indent=2, sort_keys=True)
         storage.put(storage.join(output, CURRENT_KEY), body.encode())
 
 

@@ -35,7 +35,9 @@ def verify(output: str) -> Iterator[str]:
         raise InputError(f"{output}: no recordings/; run `bioembed run` first")
     yield from _tiling(ledger)
     shards = ledger.shards()
-    datasets = list_datasets(output, "embeddings") + list_datasets(output, "frames")
+    datasets = [
+        d for table in ("embeddings", "frames", "tokens") for d in list_datasets(output, table)
+    ]
     accounted = ledger.accounted()
     for dataset in datasets:
         standing = parts.list_parts(output, dataset)
@@ -83,6 +85,9 @@ def _check_part(
         if found.coverage.total != expected:
             yield f"{where}: {span.recording}: {found.coverage.total} samples accounted for of {expected}"
     table = pq.read_table(io.BytesIO(storage.read(entry.uri)))
+    if dataset.table == "tokens":
+        yield from _check_tokens(table, where)
+        return
     vectors = table.column("embedding").combine_chunks().flatten()
     values = vectors.to_numpy(zero_copy_only=False)
     if not np.isfinite(values).all():
@@ -112,6 +117,20 @@ def _check_part(
                 yield f"{where}: {span.recording} channel {channel}: {len(got)} windows, {len(owed)} expected"
     for name, channel in rows:
         yield f"{where}: {name} channel {channel} does not belong here"
+
+
+def _check_tokens(table: pa.Table, where: str) -> Iterator[str]:
+    """Check that rows of one channel do not overlap, and that ids are ids."""
+    ends: dict[tuple[str, int], float] = {}
+    columns = ("recording", "channel", "start_s", "hop_s", "per_step", "tokens")
+    for name, channel, start, hop, per_step, tokens in zip(
+        *(table.column(column).to_pylist() for column in columns), strict=True
+    ):
+        if start < ends.get((name, channel), 0.0) - 1e-9:
+            yield f"{where}: {name} channel {channel}: rows of tokens overlap at {start} s"
+        ends[name, channel] = start + len(tokens) / per_step * hop
+        if len(tokens) % per_step or any(token is not None and token < 0 for token in tokens):
+            yield f"{where}: {name} channel {channel}: not tokens at {start} s"
 
 
 def _lost(failures: tuple[Any, ...]) -> dict[tuple[str, int], list[tuple[float, float]]]:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from bioembed_ray.audio import PIECE_S
-from bioembed_ray.config import EncoderConfig, Job, RandomWeights, exact
+from bioembed_ray.config import EncoderConfig, Job, RandomWeights, exact, title
 from bioembed_ray.encoders import registry
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.encoders.weights import Checkpoint
@@ -31,8 +31,8 @@ class Dataset:
     """One partition of the output: the parts of one encoder, layer and version.
 
     Attributes:
-        table: "embeddings" or "frames".
-        encoder: Name of the output, e.g. "hubert" or "hubert.9".
+        table: "embeddings", "frames", "tokens", or "fit_frames" while a codebook is fitted.
+        encoder: Name of the output, e.g. "hubert" or "hubert.9"; of the codebook for tokens.
         version: Digest.
     """
 
@@ -43,7 +43,23 @@ class Dataset:
     @property
     def prefix(self) -> str:
         """Folder below the output."""
-        return f"{self.table}/encoder={self.encoder}/version={self.version}"
+        key = "codebook" if self.table == "tokens" else "encoder"
+        return f"{self.table}/{key}={self.encoder}/version={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A codebook that stands, applied to an output.
+
+    Attributes:
+        name: The codebook's name.
+        folder: Where it stands.
+        dataset: Where its tokens go.
+    """
+
+    name: str
+    folder: str
+    dataset: Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +71,28 @@ class Output:
         layer: Transformer layer, None for the model's own output.
         embeddings: Where its window vectors go.
         frames: Where its frames go, None where they are not kept.
+        fit_frames: Where all its frames stand while a codebook is fitted, None without frames.
+        tokens: Codebooks applied to it.
     """
 
     name: str
     layer: int | None
     embeddings: Dataset
     frames: Dataset | None
+    fit_frames: Dataset | None = None
+    tokens: tuple[Tokens, ...] = ()
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """All its partitions."""
-        return (self.embeddings,) if self.frames is None else (self.frames, self.embeddings)
+        """All partitions that every shard owes."""
+        tokens = tuple(applied.dataset for applied in self.tokens)
+        frames = () if self.frames is None else (self.frames,)
+        return (*frames, *tokens, self.embeddings)
+
+    @property
+    def all_datasets(self) -> tuple[Dataset, ...]:
+        """The same, and the frames that are kept while a codebook is fitted."""
+        return self.datasets if self.fit_frames is None else (self.fit_frames, *self.datasets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +113,13 @@ class PlannedEncoder:
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """All partitions it fills."""
+        """All partitions that every shard owes."""
         return tuple(dataset for output in self.outputs for dataset in output.datasets)
+
+    @property
+    def all_datasets(self) -> tuple[Dataset, ...]:
+        """The same, and the frames that are kept while a codebook is fitted."""
+        return tuple(dataset for output in self.outputs for dataset in output.all_datasets)
 
 
 def plan_encoder(name: str, job: Job) -> PlannedEncoder:
@@ -109,18 +141,21 @@ def plan_encoder(name: str, job: Job) -> PlannedEncoder:
     shape = registry.architecture(name, config, checkpoint)
     outputs = []
     for layer in config.layers:
-        title = name if len(config.layers) == 1 else f"{name}.{layer}"
+        called = title(name, config, layer)
         content = _content(config, facts, checkpoint, shape, layer, job)
         windowed = {**content, "window": rule.window, "hop": rule.hop, "tail": rule.tail}
         windowed["stored"] = job.embedding_dtype
         outputs.append(
             Output(
-                title,
+                called,
                 layer,
-                Dataset("embeddings", title, digest(windowed)),
-                Dataset("frames", title, digest({**content, "stored": job.frame_dtype}))
+                Dataset("embeddings", called, digest(windowed)),
+                Dataset("frames", called, digest({**content, "stored": job.frame_dtype}))
                 if config.frames == "all"
                 else None,
+                None
+                if facts.grid is None
+                else Dataset("fit_frames", called, digest({**content, "stored": "float32"})),
             )
         )
     return PlannedEncoder(name, config, facts, checkpoint, rule, tuple(outputs))

@@ -6,15 +6,17 @@ Plain functions, no Ray: the stream calls them in its tasks and actors, a test c
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pyarrow as pa
 
 from bioembed_ray import storage
+from bioembed_ray.alike import compare
 from bioembed_ray.audio import SpanAudio, read_span
 from bioembed_ray.config import Job
 from bioembed_ray.encoders.base import Encoder
@@ -25,15 +27,15 @@ from bioembed_ray.plan import Work
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.transport import Audio
 from bioembed_ray.versions import Dataset, Output, PlannedEncoder, reach_s
-from bioembed_ray.windows import Clock, WindowRule
+from bioembed_ray.windows import Clock
 
 if TYPE_CHECKING:
     from bioembed_ray.apply import Place, Windows
+    from bioembed_ray.assigned import TokenTable
+    from bioembed_ray.codebooks.nearest import Codes
 
 # Short recordings spend their time waiting for the store; a few at once hide that.
 READ_THREADS = 4
-# Windows per part whose vectors are compared with one another.
-COMPARED = 64
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ def decode_shard(work: Work, encoders: Sequence[PlannedEncoder], job: Job) -> li
 
     A recording's own errors come back in its place; none is raised.
     """
-    needed = [e for e in encoders if set(e.datasets) & set(work.datasets)]
+    needed = [e for e in encoders if set(e.all_datasets) & set(work.datasets)]
     rates = tuple(sorted({encoder.facts.rate_hz for encoder in needed}))
     reach = reach_s(tuple(needed))
 
@@ -120,6 +122,7 @@ def encode_shard(
     receipt: Receipt,
     busy: AbstractContextManager[object] | None = None,
     is_trial: bool = False,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> None:
     """Apply one encoder to a decoded shard and put its parts; the receipt says what happened.
 
@@ -133,19 +136,33 @@ def encode_shard(
         receipt: Filled in.
         busy: Held while the network runs, so that writing overlaps with the next shard.
         is_trial: Compute, but put nothing.
+        codes: Codebook name -> centroids, for the codebooks applied to this encoder.
     """
     # Only here torch is needed: a process that decodes starts in a third of the time without.
     from bioembed_ray.encode import encode
 
-    wanted = [output for output in planned.outputs if set(output.datasets) & set(work.datasets)]
+    wanted = [o for o in planned.outputs if set(o.all_datasets) & set(work.datasets)]
     if not wanted:
         return
     places = places_of(work.shard, audios, planned, job)
-    keep_frames = planned.config.frames == "all"
+    frame_sets = {d for o in wanted for d in (o.frames, o.fit_frames) if d is not None}
+    keep_frames = bool(frame_sets & set(work.datasets))
+    applied = [
+        (number, tokens)
+        for number, output in enumerate(planned.outputs)
+        for tokens in output.tokens
+        if tokens.dataset in work.datasets
+    ]
     with busy or nullcontext():
         started = time.perf_counter()
-        windows, frames = encode(
-            encoder, planned.rule, places, device, len(planned.outputs), keep_frames
+        windows, frames, named = encode(
+            encoder,
+            planned.rule,
+            places,
+            device,
+            len(planned.outputs),
+            keep_frames,
+            [(number, codes[tokens.name]) for number, tokens in applied],
         )
         took = time.perf_counter() - started
     receipt.seconds[planned.name] = receipt.seconds.get(planned.name, 0.0) + took
@@ -162,33 +179,54 @@ def encode_shard(
         if output not in wanted:
             continue
         outcome = _outcome(work.shard, audios, places, planned, output, windows, number, job)
-        tables = []
-        if output.frames is not None and frames is not None:
-            grid = planned.facts.grid
-            receptive = 0 if grid is None else grid.receptive
-            table = frames_table(
-                work.shard, places, frames, number, receptive, job.frame_dtype, encoder.dim
-            )
-            tables.append((output.frames, table))
-        tables.append(
-            (
-                output.embeddings,
-                windows_table(
-                    work.shard,
-                    places,
-                    windows,
-                    number,
-                    planned.rule.window,
-                    job.embedding_dtype,
-                    encoder.dim,
-                ),
-            )
+        tables: list[tuple[Dataset, pa.Table]] = []
+        for dataset in (output.frames, output.fit_frames):
+            if dataset is not None and frames is not None:
+                dtype = job.frame_dtype if dataset.table == "frames" else "float32"
+                receptive = 0 if planned.facts.grid is None else planned.facts.grid.receptive
+                table = frames_table(
+                    work.shard, places, frames, number, receptive, dtype, encoder.dim
+                )
+                tables.append((dataset, table))
+        for (_, tokens), found in zip(applied, named, strict=True):
+            if tokens in output.tokens:
+                n_codes = len(codes[tokens.name].centroids)
+                tables.append((tokens.dataset, _tokens(work, places, planned, found, n_codes, job)))
+        table = windows_table(
+            work.shard,
+            places,
+            windows,
+            number,
+            planned.rule.window,
+            job.embedding_dtype,
+            encoder.dim,
         )
-        # Frames first: the embeddings part is what says that the shard is done.
+        tables.append((output.embeddings, table))
         for dataset, table in tables:
             if dataset in work.datasets and not is_trial:
                 _put(table, planned, work.shard, replace(outcome, dataset=dataset), job, receipt)
     receipt.seconds["write"] = receipt.seconds.get("write", 0.0) + time.perf_counter() - started
+
+
+def _tokens(
+    work: Work,
+    places: Sequence[Place],
+    planned: PlannedEncoder,
+    found: TokenTable,
+    n_codes: int,
+    job: Job,
+) -> pa.Table:
+    from bioembed_ray.tokens import TokenPlaces, tokens_table
+
+    rate = planned.facts.rate_hz
+    grid = planned.facts.grid
+    about = TokenPlaces(
+        [work.shard.spans[place.span].recording for place in places],
+        [place.track.channel for place in places],
+        rate * job.input.time_expansion,
+    )
+    stride = planned.rule.hop if grid is None else grid.stride
+    return tokens_table(about, found, stride, job.segment_s * rate, n_codes)
 
 
 def _put(
@@ -224,7 +262,7 @@ def _outcome(
     ]
     dataset: Dataset = output.embeddings
     judged = judge(shard, audios, places, planned.rule, windows, dataset, n_channels)
-    n_checked, n_distinct = _compare(places, windows, layer, planned.rule)
+    n_checked, n_distinct = compare(places, windows, layer, planned.rule)
     return PartOutcome(
         dataset, shard.id, tuple(judged.spans), tuple(judged.failures), n_checked, n_distinct
     )
@@ -250,22 +288,3 @@ def places_of(
         if isinstance(audio, SpanAudio) and audio.n_decoded > 0
         for track in audio.tracks.get(rate, [])
     ]
-
-
-def _compare(
-    places: Sequence[Place], windows: Windows, layer: int, rule: WindowRule
-) -> tuple[int, int]:
-    """Return how many different sounds were compared, and how many different vectors they gave.
-
-    An encoder that gives one vector for all sounds, or neighbours' vectors for each other, is the
-    field's classic silent bug.
-    """
-    rows = np.unique(np.linspace(0, max(0, len(windows.start) - 1), COMPARED).astype(int))
-    sounds: dict[bytes, bytes] = {}
-    for row in rows[: len(windows.start)]:
-        track = places[int(windows.place[row])].track
-        low = int(windows.start[row]) - track.offset
-        sound = track.samples[low : low + rule.window]
-        if sound.any():
-            sounds[sound.tobytes()] = windows.vectors[layer][row].tobytes()
-    return len(sounds), len(set(sounds.values()))

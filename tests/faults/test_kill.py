@@ -135,6 +135,21 @@ def test_a_killed_driver_is_followed_by_a_run_that_computes_only_what_is_missing
     undisturbed.check(output)
 
 
+def test_a_driver_told_to_end_gives_its_lease_back(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with started(*undisturbed.arguments(output)) as process:
+        wait_for(lambda: n_standing(output) >= 1, "a part", process)
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what is committed stays, run again to go on" in said
+    assert "Traceback" not in said
+    assert not (output / "lease.json").exists()
+    assert set(oracles.parts(output)) < undisturbed.parts
+
+
 def test_killed_workers_are_replaced_within_the_run(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -167,6 +167,21 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "fractional part",
     ),
     (job(input="s3://x"), "input: got 's3://x'; must hold keys such as uri"),
+    (encoder(hop_s=float("inf")), "encoders.beats.hop_s: got inf; input should be a finite number"),
+    (job(output=""), "output: got ''; string should have at least 1 character"),
+    (
+        job(input={"uri": ""}),
+        "input.uri: got an empty text; use a folder, prefix, glob or file",
+    ),
+    (
+        job(input={"uri": ["a", ""]}),
+        "input.uri: got an empty text; use a folder, prefix, glob or file",
+    ),
+    (
+        encoder(weights={"kind": "foo"}),
+        'encoders.beats.weights: got {\'kind\': \'foo\'}; use "pretrained", "random", "random:SEED" '
+        "or a path",
+    ),
 ]
 
 
@@ -184,6 +199,11 @@ def test_each_mistake_is_one_line(raw: dict[str, Any], text: str) -> None:
         ("output: [\nencoders: {", "{path}: line 2: not YAML: "),
         ("output: 'x\n", "{path}: line 2: not YAML: "),
         ("a: b: c", "{path}: line 1: not YAML: mapping values are not allowed here"),
+        ("output: a\noutput: b\n", "{path}: line 1: not YAML: 'output' stands twice"),
+        (
+            "encoders:\n  beats: {hop_s: 1}\n  beats: {hop_s: 2}\n",
+            "{path}: line 2: not YAML: 'beats' stands twice",
+        ),
     ],
 )
 def test_what_is_not_a_job_file_is_said_to_be_so(tmp_path: Path, text: str, message: str) -> None:

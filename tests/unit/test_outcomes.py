@@ -144,6 +144,31 @@ def test_windows_lost_by_the_encoder_are_one_failure_per_run_of_windows(
     assert outcome.spans[0].n_rows == 16
 
 
+def test_a_lost_window_is_named_by_its_own_start_between_two_samples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At a third of the rate the second window starts at native sample 266.67."""
+    wave = sound(1000)
+    wave[300] = 0.75
+
+    class Picky(FakeWindows):
+        def embed(self, windows: torch.Tensor) -> list[torch.Tensor]:
+            if (windows > 0.7).any():
+                raise RuntimeError("no")
+            return super().embed(windows)
+
+    span = span_of(write_wave(tmp_path / "a.wav", wave / 4, RATE))
+    settings: dict[str, Any] = {"input": {"time_expansion": 3}}
+    settings |= {"encoder_window_s": 0.5, "encoder_hop_s": 0.8}
+    picky = Picky(window_encoder().facts)
+    monkeypatch.setattr(
+        picky, "embed", lambda windows: Picky.embed(picky, 4 * windows)
+    )
+    receipt, _, _ = one_shard(monkeypatch, tmp_path / "out", [span], picky, **settings)
+    (outcome,) = receipt.outcomes
+    assert [failure.start_s for failure in outcome.failures] == [0.8 / 3]
+
+
 def test_out_of_memory_commits_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archive: Path
 ) -> None:

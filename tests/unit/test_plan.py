@@ -39,6 +39,19 @@ def test_a_first_plan_wants_everything(archive: Archive) -> None:
     assert not archive.output.exists(), "planning writes nothing"
 
 
+def test_tables_of_an_output_inside_the_input_are_not_read(archive: Archive) -> None:
+    archive.output = archive.input / "out"
+    archive.add("a.wav")
+    archive.run(archive.plan())
+    include = {"input": {"include": ["**/*.wav", "**/*.parquet"]}}
+    found = archive.plan(**include)
+    assert (found.todo, found.changes, archive.opened) == ([], Changes(), [])
+    archive.add("embeddings/own.parquet")
+    archive.inside["embeddings/own.parquet"] = ["0"]
+    archive.plan(**include)
+    assert archive.opened == ["embeddings/own.parquet"], "only what lies below the output is left out"
+
+
 def test_the_order_of_answers_does_not_matter(archive: Archive) -> None:
     for name in "dbac":
         archive.add(f"{name}.wav")

@@ -1,0 +1,69 @@
+"""Tokens as they arise: every block's frames get their nearest centroids, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bioembed_ray.codebooks.nearest import Codes, NonFiniteFrame, assign
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """Tokens of a shard under one codebook, in the order of places and positions.
+
+    Attributes:
+        place: (T,) index into the places, per time step.
+        start: (T,) first encoder sample of each time step.
+        labels: (T, per_step) int32.
+    """
+
+    place: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+
+
+class Assigned:
+    """Collects tokens block by block.
+
+    Args:
+        codes: Codebooks, each with the number of the layer whose vectors it takes.
+    """
+
+    def __init__(self, codes: Sequence[tuple[int, Codes]]) -> None:
+        self._codes = codes
+        self._found: list[list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int32]]]] = [
+            [] for _ in codes
+        ]
+
+    def add(self, place: int, steps: npt.NDArray[np.int64], layers: Sequence[torch.Tensor]) -> None:
+        """Name the frames of one block, (T · per_step, D) per layer; what has no name is a gap."""
+        if not len(steps):
+            return
+        for (layer, codes), found in zip(self._codes, self._found, strict=True):
+            try:
+                labels, _ = assign(layers[layer].float(), codes)
+            except NonFiniteFrame:
+                continue
+            found.append((place, steps, labels.astype(np.int32).reshape(len(steps), -1)))
+
+    def tables(self) -> list[TokenTable]:
+        """Return one table per codebook."""
+        tables = []
+        for found in self._found:
+            ordered = sorted(found, key=lambda entry: (entry[0], int(entry[1][0])))
+            counts = [len(steps) for _, steps, _ in ordered]
+            tables.append(
+                TokenTable(
+                    np.repeat([place for place, _, _ in ordered], counts).astype(np.int64),
+                    np.concatenate([np.zeros(0, np.int64), *(steps for _, steps, _ in ordered)]),
+                    np.concatenate([labels for _, _, labels in ordered])
+                    if ordered
+                    else np.zeros((0, 1), np.int32),
+                )
+            )
+        return tables

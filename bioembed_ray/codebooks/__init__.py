@@ -1,0 +1,1 @@
+"""Codebooks: the sample they are fitted on, k-means, the card."""

@@ -1,0 +1,57 @@
+"""How a codebook is used by the whole archive: the card's last figures, from the tokens that stand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from bioembed_ray import parts, storage
+from bioembed_ray.codebooks.card import CARD_KEY, card_bytes, read_card, usage, verdict
+from bioembed_ray.errors import NotFoundError
+from bioembed_ray.versions import Tokens
+
+READ_THREADS = 8
+
+
+def describe_archive(output: str, tokens: Tokens) -> str:
+    """Enter the archive's use of a codebook in its card; return the verdict in one line.
+
+    Raises:
+        StorageError: reading or writing failed.
+    """
+    card = read_card(tokens.folder)
+    n_codes = int(card["clusters"])
+    counts = np.zeros(n_codes, np.int64)
+    n_gaps = 0
+    for found, gaps in _counted(output, tokens, n_codes):
+        counts += found
+        n_gaps += gaps
+    figures = usage(counts)
+    text = verdict(figures)
+    archive = {"tokens": tokens.dataset.version, "gaps": n_gaps, "verdict": text, **figures}
+    if card.get("archive") != archive:
+        body = card_bytes({**card, "archive": archive})
+        storage.put(storage.join(tokens.folder, CARD_KEY), body)
+    return text
+
+
+def _counted(
+    output: str, tokens: Tokens, n_codes: int
+) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    def count(entry: storage.ObjectInfo) -> tuple[npt.NDArray[np.int64], int]:
+        try:
+            body = storage.read(entry.uri)
+        except NotFoundError:
+            return np.zeros(n_codes, np.int64), 0
+        values = pq.read_table(io.BytesIO(body), columns=["tokens"]).column("tokens")
+        flat = values.combine_chunks().flatten()
+        ids = flat.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.bincount(ids, minlength=n_codes), flat.null_count
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        yield from pool.map(count, parts.list_parts(output, tokens.dataset).values())
