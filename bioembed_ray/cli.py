@@ -179,9 +179,8 @@ def tokenize(job: str | None, overrides: Sequence[str]) -> None:
 
 def _with_codebooks(loaded: Job) -> Job:
     if not loaded.codebooks:
-        raise ConfigError(
-            "codebooks: none given; add e.g. codebooks: {hubert-500: {encoder: hubert, clusters: 500}}"
-        )
+        example = "hubert-500: {encoder: hubert, clusters: 500}"
+        raise ConfigError(f"codebooks: none given; add e.g. codebooks: {{{example}}}")
     return loaded
 
 
@@ -259,7 +258,7 @@ def export(
     target: str | None,
 ) -> None:
     """Write vectors as .npy and .pt, or tokens as text and run lengths, with a CSV that names the rows."""
-    from bioembed_ray import export as exporting
+    from bioembed_ray.export import export_all
     from bioembed_ray.storage import absolute, join
     from bioembed_ray.token_export import export_tokens
 
@@ -273,10 +272,10 @@ def export(
     where = _output_of(job, output, overrides)
     folder = absolute(target) if target else join(where, "export")
     if codebook:
-        for line in export_tokens(where, codebook, kinds, folder):
-            click.echo(line)
-        return
-    for line in exporting.export_all(where, encoder, version, level, pool, kinds, folder):
+        lines = export_tokens(where, codebook, kinds, folder)
+    else:
+        lines = export_all(where, encoder, version, level, pool, kinds, folder)
+    for line in lines:
         click.echo(line)
 
 

@@ -49,7 +49,9 @@ def test_tables_of_an_output_inside_the_input_are_not_read(archive: Archive) -> 
     archive.add("embeddings/own.parquet")
     archive.inside["embeddings/own.parquet"] = ["0"]
     archive.plan(**include)
-    assert archive.opened == ["embeddings/own.parquet"], "only what lies below the output is left out"
+    assert archive.opened == ["embeddings/own.parquet"], (
+        "only what lies below the output is left out"
+    )
 
 
 def test_the_order_of_answers_does_not_matter(archive: Archive) -> None:
