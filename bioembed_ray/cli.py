@@ -179,8 +179,9 @@ def tokenize(job: str | None, overrides: Sequence[str]) -> None:
 
 def _with_codebooks(loaded: Job) -> Job:
     if not loaded.codebooks:
-        example = "hubert-500: {encoder: hubert, clusters: 500}"
-        raise ConfigError(f"codebooks: none given; add e.g. codebooks: {{{example}}}")
+        raise ConfigError(
+            "codebooks: none given; add e.g. hubert-500: {encoder: hubert, clusters: 500}"
+        )
     return loaded
 
 
@@ -241,9 +242,7 @@ def verify(job: str | None, output: str | None, overrides: Sequence[str]) -> Non
 @click.option("--level", type=click.Choice(["window", "recording"]), default="window")
 @click.option("--pool", type=click.Choice(["mean", "max", "concat"]), default="mean")
 @click.option("--codebook", multiple=True, help="Tokens of these codebooks instead of vectors.")
-@click.option(
-    "--format", "formats", help="npy, pt (vectors); text, runs (tokens); several with a comma."
-)
+@click.option("--format", "formats", help="npy, pt (vectors); text, runs (tokens); or several.")
 @click.option("--to", "target", help="Folder or prefix; <output>/export without it.")
 def export(
     job: str | None,

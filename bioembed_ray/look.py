@@ -9,7 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bioembed_ray.codebooks.wanted import Wanted, drawn_parts
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
-from bioembed_ray.errors import RecordingError, StorageError
+from bioembed_ray.errors import (
+    ConfigError,
+    InputError,
+    NotFoundError,
+    RecordingError,
+    StorageError,
+)
 from bioembed_ray.inputs import Recording, list_input
 from bioembed_ray.parts import weights_stamp
 from bioembed_ray.plan import Plan, work_seconds
@@ -27,9 +33,17 @@ def write_job_file(config: InputConfig, output: str, encoders: tuple[str, ...]) 
     """Return a commented job file for an archive, after looking at a few recordings.
 
     Raises:
+        ConfigError: an encoder that it has no defaults for.
         InputError, StorageError: nothing to read, or not reachable.
     """
-    listing = list_input(config)
+    unknown = [name for name in encoders if name not in DEFAULT_MODELS]
+    if unknown:
+        known = ", ".join(DEFAULT_MODELS)
+        raise ConfigError(f"--encoders: got {unknown[0]!r}; init knows {known}")
+    try:
+        listing = list_input(config)
+    except NotFoundError as error:
+        raise InputError(f"--input: {error}") from error
     recordings = listing.recordings
     step = max(1, math.ceil(len(recordings) / LOOKED_AT))
     looked = recordings[::step]

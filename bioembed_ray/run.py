@@ -62,6 +62,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         StorageError: the output cannot be written.
     """
     storage.check_writable(job.output)
+    _stop_on_sigterm()
     with lease.hold(job.output, "bioembed run") as lost:
         plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
         for note in plan.notes:
