@@ -20,7 +20,6 @@ from bioembed_ray.codebooks.blocks import SampleInfo
 from bioembed_ray.codebooks.frame_parts import Vectors
 from bioembed_ray.codebooks.lloyd import FarRows, LloydRule, far_rows
 from bioembed_ray.codebooks.partial_sums import (
-    RUN_ROWS,
     Centroids,
     Node,
     add_group,
@@ -33,6 +32,8 @@ from bioembed_ray.codebooks.partial_sums import (
 from bioembed_ray.codebooks.sample import Hashes, smallest
 from bioembed_ray.codebooks.seeding import head_rows, mean_variance, plus_plus, robust_centre
 
+# Rows hashed at once: 8 MB of 64-bit words at 1,024 dimensions.
+CHECK_ROWS = 1024
 # Squares of larger values leave float32.
 LARGEST_SQUARE = 1e36
 
@@ -159,7 +160,7 @@ class Worker:
                 places = blocks.read_places(self._share.folder, blocks.group_name(group))
                 first = first or places.place(int(torch.nonzero(bad)[0]))
                 n_unusable += int(bad.sum())
-            for tile in torch.split(rows, RUN_ROWS):
+            for tile in torch.split(rows, CHECK_ROWS):
                 if len(different) >= self._rule.clusters:
                     break
                 hashes = blocks.row_contents(tile.cpu().numpy())
