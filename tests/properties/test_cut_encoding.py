@@ -40,14 +40,14 @@ def check(
     network: Encoder = encoder
     keep = encoder.facts.grid is not None
     wave = sound(clock.length(n))
-    whole, frames = encode(network, rule, [place_of(wave, clock, n)], "cpu", 1, keep)
+    whole, frames, _ = encode(network, rule, [place_of(wave, clock, n)], "cpu", 1, keep)
     before, after = (round(s * RATE) for s in reach_s((planned(encoder, rule),)))
     edges = sorted({0, *(cut for cut in cuts if 0 < cut < n)})
     places = [
         place_of(wave, clock, n, start, stop, (before, after), span)
         for span, (start, stop) in enumerate(zip(edges, [*edges[1:], None], strict=True))
     ]
-    found, own = encode(network, rule, places, "cpu", 1, keep)
+    found, own, _ = encode(network, rule, places, "cpu", 1, keep)
     assert found.start.tolist() == whole.start.tolist()
     assert found.valid == whole.valid
     assert np.array_equal(found.vectors[0], whole.vectors[0])

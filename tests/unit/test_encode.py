@@ -41,7 +41,7 @@ def run(
     keep_frames: bool = False,
 ) -> tuple[Windows, Frames | None]:
     network: Encoder = encoder
-    return encode(network, rule, places, "cpu", n_layers, keep_frames)
+    return encode(network, rule, places, "cpu", n_layers, keep_frames)[:2]
 
 
 def recording(n: int, seed: int = 0, span: int = 0) -> Place:
