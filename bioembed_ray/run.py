@@ -72,6 +72,8 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         tally = Tally()
         if job.codebooks:
             _codebooks(plan, tally, lost, say, goal)
+            # What was named from standing vectors is known to nobody else yet.
+            ledger_file.save(job.output, plan.ledger)
         _narrow(plan, goal)
         if plan.todo:
             _work(plan, plan.todo, tally, lost, say)
