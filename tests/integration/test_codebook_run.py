@@ -135,6 +135,17 @@ def test_a_run_with_nothing_new_names_nothing_and_new_recordings_only_themselves
     assert tokens(output, "w-8")["new.wav"] == wanted.tolist()
 
 
+def test_tokens_named_from_standing_vectors_alone_are_in_the_ledger(
+    done: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """With every shard drawn for the fit, nothing is left to encode afterwards."""
+    folder, _, settings = done
+    only = {**settings, "encoders": {"t": settings["encoders"]["t"]}}
+    only["codebooks"] = {"t-4": settings["codebooks"]["t-4"]}
+    assert embed(folder / "audio", tmp_path / "out", **only).exit_code == 0
+    assert list(verify(str(tmp_path / "out"))) == []
+
+
 def test_one_segment_or_many_give_the_same_tokens(
     done: tuple[Path, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
