@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from bioembed_ray.config import EncoderConfig
@@ -27,6 +28,9 @@ DIM = 1280
 # Lowest cosine to float32 in 16 real windows of birds, frogs, insects, whales and soundscapes, on a
 # CPU and with untrained weights whose batch norms had settled on such sound.
 KEEPS = {"bfloat16": 0.983, "float16": 0.9996}
+# With fused convolutions the fastest on one core: 3.06 times one window at a time, 16 gives 2.93.
+FUSED_BATCH = 8
+N_WARM_UP = 3
 
 
 def matches(config: EncoderConfig) -> bool:
@@ -105,9 +109,9 @@ def _settle(network: Any, rate_hz: int, seed: int) -> None:
 class EfficientNet:
     """An EfficientNet on its device; see `base.Encoder`.
 
-    Batch norms are folded into their convolutions and images are laid out channels last: 2 to 3
-    times one window at a time on a CPU core, and as near to the exact result as avex is itself (both
-    1e-5 relative from float64 at most).
+    Batch norms are folded into their convolutions, images are laid out channels last, and on a CPU
+    in float32 oneDNN fuses activations into convolutions: 3 times one window at a time on a core,
+    and as near to the exact result as avex is itself (both 1e-5 relative from float64 at most).
     """
 
     def __init__(self, network: Any, config: EncoderConfig, facts: Facts, device: str) -> None:
@@ -115,11 +119,15 @@ class EfficientNet:
 
         self.facts = facts
         self._device = torch.device(device)
-        self.batch_size = config.batch_size or default_batch_size(self._device)
+        self._is_fused = self._device.type == "cpu" and config.precision == "float32"
+        self.batch_size = config.batch_size or (
+            FUSED_BATCH if self._is_fused else default_batch_size(self._device)
+        )
         self._precision = config.precision
         fold_batch_norms(network.model.features)
         self._network = network.to(self._device)
         self._features = network.model.features.to(memory_format=torch.channels_last)
+        self._fused: dict[tuple[int, ...], Any] = {}
         self.dim = DIM
 
     def embed(self, windows: torch.Tensor) -> list[torch.Tensor]:
@@ -131,12 +139,50 @@ class EfficientNet:
             images = self._network.process_audio(windows)  # (B, 3, mels, frames)
         with network_precision(self._device, self._precision):
             images = images.contiguous(memory_format=torch.channels_last)
-            features = self._features(images)  # (B, D, H, W)
+            run = self._fused_features if self._is_fused else self._features
+            features = run(images)  # (B, D, H, W)
             return [features.float().mean((2, 3))]
+
+    def _fused_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the map by a graph that oneDNN has fused for batches of this very shape.
+
+        A smaller batch is filled up: the graph of another shape would round otherwise.
+        """
+        import torch
+
+        n = len(images)
+        if n < self.batch_size:
+            images = torch.cat([images, images[:1].expand(self.batch_size - n, -1, -1, -1)])
+            images = images.contiguous(memory_format=torch.channels_last)
+        shape = tuple(images.shape)
+        if shape not in self._fused:
+            self._fused[shape] = fuse(self._features, images)
+        features: torch.Tensor = self._fused[shape](images)
+        return features[:n]
 
     def frames(self, waves: torch.Tensor) -> list[torch.Tensor]:
         """Raise: an EfficientNet has no frames, as its `facts.grid` says."""
         raise NotImplementedError("EfficientNet has no frames")
+
+
+def fuse(network: torch.nn.Module, images: torch.Tensor) -> Any:
+    """Return a network as a graph with activations fused into convolutions, for one input shape."""
+    import torch
+
+    before = torch.jit.onednn_fusion_enabled()
+    # Off again afterwards: it would also move the last bits of a caller's own TorchScript files.
+    torch.jit.enable_onednn_fusion(True)
+    try:
+        with warnings.catch_warnings():
+            # To be replaced by torch.compile, which needs 40 s and gives 2.4 times.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            graph = torch.jit.freeze(torch.jit.trace(network, images))
+        # The first calls measure and compile, and round otherwise than those after them.
+        for _ in range(N_WARM_UP):
+            graph(images)
+    finally:
+        torch.jit.enable_onednn_fusion(before)
+    return graph
 
 
 def fold_batch_norms(network: torch.nn.Module) -> None:
