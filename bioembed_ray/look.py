@@ -18,7 +18,7 @@ from bioembed_ray.errors import (
 )
 from bioembed_ray.inputs import Recording, list_input
 from bioembed_ray.parts import weights_stamp
-from bioembed_ray.plan import Plan, work_seconds
+from bioembed_ray.plan import Plan, audio_seconds, work_seconds
 from bioembed_ray.probe import Header, probe
 from bioembed_ray.progress import duration, hours
 from bioembed_ray.summary import last_record
@@ -161,7 +161,7 @@ def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
     yield f"input      {len(known)} recordings, {hours(total)} of audio, {len(known) - len(headers)} unreadable"
     hidden = f", {plan.listing.n_hidden} hidden files skipped" if plan.listing.n_hidden else ""
     yield f"           {plan.changes.n_new} new, {plan.changes.n_changed} changed, {plan.changes.n_removed} removed{hidden}"
-    todo_s = sum(span.promised / span.header.rate_hz for w in plan.todo for span in w.shard.spans)
+    todo_s = sum(audio_seconds(work) for work in plan.todo)
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
     for encoder in plan.encoders:
         yield from _describe_encoder(plan, encoder)

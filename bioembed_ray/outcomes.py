@@ -48,6 +48,11 @@ class Failure:
     shard: str | None = None
     reader_version: int = READER_VERSION
 
+    @property
+    def line(self) -> str:
+        """What is said of it to people."""
+        return f"{self.recording}: {self.reason.value}: {self.detail}"
+
 
 @dataclass(frozen=True, slots=True)
 class SpanOutcome:

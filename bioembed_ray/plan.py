@@ -203,6 +203,11 @@ def _list_work(plan: Plan, standing: dict[Dataset, dict[str, storage.ObjectInfo]
         ]
 
 
+def audio_seconds(work: Work) -> float:
+    """Return the seconds of audio that a shard's headers promise."""
+    return sum(span.promised / span.header.rate_hz for span in work.shard.spans)
+
+
 def work_seconds(work: Work, job: Job) -> float:
     """Return the encoder seconds of a shard, channels counted."""
     cutting = Cutting(None, 0.0, job.input.time_expansion, job.input.channels)

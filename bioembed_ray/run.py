@@ -18,11 +18,10 @@ from bioembed_ray.codebooks.fit import fit_codebook
 from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
 from bioembed_ray.errors import LockedError, StorageError, WeightsError
-from bioembed_ray.plan import Plan, Work, list_again, make_plan, work_seconds
+from bioembed_ray.plan import Plan, Work, audio_seconds, list_again, make_plan, work_seconds
 from bioembed_ray.progress import Progress
 from bioembed_ray.summary import Tally
 from bioembed_ray.versions import Dataset
-from bioembed_ray.work import Receipt
 
 Goal = Literal["all", "codebooks", "tokens"]
 
@@ -156,18 +155,20 @@ def _work(
     todo = {work.shard.id: work for work in todo_list}
     n_put_errors = 0
     started = time.monotonic()
-    total_s = sum(_audio_seconds(work) for work in todo_list)
+    total_s = sum(audio_seconds(work) for work in todo_list)
     with Progress(total_s, len(todo_list)) as progress:
         for receipt in stream.run_stream(job, pools, todo_list):
             _check_lease(job, lost)
             if receipt.load_error is not None:
                 raise WeightsError(receipt.load_error)
             work = todo[receipt.shard]
-            _account(plan, tally, work, receipt)
+            for outcome in receipt.outcomes:
+                plan.ledger.absorb(outcome)
+            tally.add(work, receipt, work_seconds(work, job))
             n_failures = len(
                 {(f.recording, f.reason) for o in receipt.outcomes for f in o.failures}
             )
-            progress.add(_audio_seconds(work), n_failures + len(receipt.failures))
+            progress.add(audio_seconds(work), n_failures + len(receipt.failures))
             n_put_errors = n_put_errors + 1 if receipt.put_error else 0
             if receipt.put_error and n_put_errors >= MAX_PUT_ERRORS:
                 is_saved = _try_save(plan)
@@ -187,37 +188,6 @@ def _try_save(plan: Plan) -> bool:
     except StorageError:
         return False
     return True
-
-
-def _account(plan: Plan, tally: Tally, work: Work, receipt: Receipt) -> None:
-    for outcome in receipt.outcomes:
-        plan.ledger.absorb(outcome)
-        if outcome.dataset.table == "embeddings":
-            tally.n_checked[outcome.dataset.encoder] += outcome.n_checked
-            tally.n_distinct[outcome.dataset.encoder] += outcome.n_distinct
-    tally.n_parts += len(receipt.outcomes)
-    tally.n_bytes += receipt.n_bytes
-    tally.n_shards += 1
-    tally.audio_s += _audio_seconds(work)
-    for stage, seconds in receipt.seconds.items():
-        tally.seconds[stage] = tally.seconds.get(stage, 0.0) + seconds
-        if stage not in {"decode", "write"}:
-            heard_s = tally.encoder_s.get(stage, 0.0)
-            tally.encoder_s[stage] = heard_s + work_seconds(work, plan.job)
-    if {outcome.dataset for outcome in receipt.outcomes} != set(work.datasets):
-        tally.uncommitted.add(receipt.shard)
-        tally.transient += [
-            f"{f.recording}: {f.reason.value}: {f.detail}" for f in receipt.failures
-        ]
-        if receipt.put_error:
-            tally.transient.append(receipt.put_error)
-        if receipt.is_poisoned:
-            names = ", ".join(sorted({span.recording for span in work.shard.spans})[:3])
-            tally.transient.append(f"workers kept dying on the shard with {names}")
-
-
-def _audio_seconds(work: Work) -> float:
-    return sum(span.promised / span.header.rate_hz for span in work.shard.spans)
 
 
 def _finish(plan: Plan, tally: Tally) -> Result:
@@ -244,7 +214,7 @@ def _finish(plan: Plan, tally: Tally) -> Result:
         for entry in plan.ledger.known.values()
         if entry.failure is not None and entry.failure.reason.is_transient
     ]
-    tally.transient += [f"{f.recording}: {f.reason.value}: {f.detail}" for f in waiting]
+    tally.waiting = [failure.line for failure in waiting]
     owed = plan.datasets if plan.goal is None else plan.goal
     if not set(owed) <= complete or tally.uncommitted or waiting:
         exit_code = 1

@@ -7,6 +7,7 @@ import platform
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -15,8 +16,9 @@ from bioembed_ray import storage
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.ledger import Known, Ledger
 from bioembed_ray.parts import weights_stamp
-from bioembed_ray.plan import Plan
+from bioembed_ray.plan import Plan, Work, audio_seconds
 from bioembed_ray.versions import Dataset, PlannedEncoder
+from bioembed_ray.work import Receipt
 
 CURRENT_KEY = "current.json"
 RECORDED_PACKAGES = (
@@ -126,8 +128,8 @@ class Tally:
         encoder_s: Audio seconds each encoder went through.
         wall_s: From the first shard handed out to the last receipt.
         n_checked, n_distinct: Per encoder, different sounds compared and different vectors found.
-        transient: Why shards stay uncommitted.
-        uncommitted: Shards that stay uncommitted.
+        uncommitted: Shards that stay uncommitted, and why, one line each.
+        waiting: Recordings whose header a later run has to read, and why.
     """
 
     audio_s: float = 0.0
@@ -139,8 +141,38 @@ class Tally:
     wall_s: float = 0.0
     n_checked: Counter[str] = field(default_factory=Counter)
     n_distinct: Counter[str] = field(default_factory=Counter)
-    transient: list[str] = field(default_factory=list)
-    uncommitted: set[str] = field(default_factory=set)
+    uncommitted: dict[str, list[str]] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+
+    @property
+    def transient(self) -> list[str]:
+        """Why something is left to a later run, one line each."""
+        return [line for lines in self.uncommitted.values() for line in lines] + self.waiting
+
+    def add(self, work: Work, receipt: Receipt, heard_s: float) -> None:
+        """Enter what became of a shard; what was said of it before holds no more.
+
+        Args:
+            work: The shard and the parts it owed.
+            receipt: What the workers say of it.
+            heard_s: Encoder seconds in it, channels counted.
+        """
+        for outcome in receipt.outcomes:
+            if outcome.dataset.table == "embeddings":
+                self.n_checked[outcome.dataset.encoder] += outcome.n_checked
+                self.n_distinct[outcome.dataset.encoder] += outcome.n_distinct
+        self.n_parts += len(receipt.outcomes)
+        self.n_bytes += receipt.n_bytes
+        self.n_shards += 1
+        self.audio_s += audio_seconds(work)
+        for stage, seconds in receipt.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            if stage not in {"decode", "write"}:
+                self.encoder_s[stage] = self.encoder_s.get(stage, 0.0) + heard_s
+        # A shard that failed before a codebook was fitted may succeed after it.
+        self.uncommitted.pop(receipt.shard, None)
+        if {outcome.dataset for outcome in receipt.outcomes} != set(work.datasets):
+            self.uncommitted[receipt.shard] = list(_why(work, receipt))
 
     def suspicious(self) -> list[str]:
         """Return a warning for every encoder that gave one vector for different sounds."""
@@ -150,6 +182,16 @@ class Tally:
             for name in self.n_checked
             if self.n_checked[name] >= 8 and self.n_distinct[name] < 0.9 * self.n_checked[name]
         ]
+
+
+def _why(work: Work, receipt: Receipt) -> Iterator[str]:
+    """Yield why parts of a shard do not stand."""
+    yield from (failure.line for failure in receipt.failures)
+    if receipt.put_error:
+        yield receipt.put_error
+    if receipt.is_poisoned:
+        names = ", ".join(sorted({span.recording for span in work.shard.spans})[:3])
+        yield f"workers kept dying on the shard with {names}"
 
 
 def read_current(output: str) -> dict[str, Any]:
