@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from bioembed_ray.codebooks.wanted import Wanted, drawn_parts
+from bioembed_ray.codebooks.wanted import Wanted, drawn_shards
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
 from bioembed_ray.errors import (
     ConfigError,
@@ -166,7 +166,7 @@ def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
     for encoder in plan.encoders:
         yield from _describe_encoder(plan, encoder)
     for wanted in missing:
-        n_drawn = len(drawn_parts(plan, wanted))
+        n_drawn = len(drawn_shards(plan, wanted))
         yield (
             f"{wanted.fit.name:<10} codebook to fit: {wanted.fit.rule.clusters} clusters of {wanted.fit.encoder}, "
             f"on up to {wanted.fit.sample.frames:,} frames of {n_drawn} shards; then tokens of all"

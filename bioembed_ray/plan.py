@@ -69,6 +69,7 @@ class Plan:
         changes: New, changed and removed recordings, against the ledger.
         notes: Warnings, one line each.
         goal: Partitions that this run is about, None for all.
+        listed: What `standing` found; whoever puts parts takes their partition out.
     """
 
     job: Job
@@ -81,11 +82,18 @@ class Plan:
     changes: Changes = field(default_factory=Changes)
     notes: list[str] = field(default_factory=list)
     goal: tuple[Dataset, ...] | None = None
+    listed: dict[Dataset, dict[str, storage.ObjectInfo]] = field(default_factory=dict)
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
         """All partitions wanted."""
         return tuple(dataset for encoder in self.encoders for dataset in encoder.datasets)
+
+    def standing(self, dataset: Dataset) -> dict[str, storage.ObjectInfo]:
+        """Return shard id -> part of a partition, listed once while nothing is put."""
+        if dataset not in self.listed:
+            self.listed[dataset] = parts.list_parts(self.job.output, dataset)
+        return self.listed[dataset]
 
 
 def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
@@ -135,7 +143,7 @@ def _without_output(listing: Listing, output: str) -> Listing:
 
 
 def _standing(plan: Plan) -> dict[Dataset, dict[str, storage.ObjectInfo]]:
-    return {dataset: parts.list_parts(plan.job.output, dataset) for dataset in plan.datasets}
+    return {dataset: plan.standing(dataset) for dataset in plan.datasets}
 
 
 def list_again(plan: Plan, encoders: tuple[PlannedEncoder, ...]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Literal
 
-from bioembed_ray import cluster, lease, ledger_file, parts, storage, stream, summary
+from bioembed_ray import cluster, lease, ledger_file, storage, stream, summary
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_archive
 from bioembed_ray.codebooks.fit import fit_codebook
@@ -105,8 +105,7 @@ def _codebooks(
     codebooks = wanted.wanted_codebooks(job, plan.encoders)
     encoders, missing = wanted.with_tokens(plan.encoders, codebooks)
     if missing:
-        standing = {w.source: parts.list_parts(job.output, w.source) for w in missing}
-        todo = wanted.fit_work(plan, missing, {d: set(found) for d, found in standing.items()})
+        todo = wanted.fit_work(plan, missing)
         if todo:
             names = ", ".join(w.fit.name for w in missing)
             say(f"codebooks {names}: encoding {len(todo)} shards to fit on")
@@ -114,24 +113,21 @@ def _codebooks(
             ledger_file.save(job.output, plan.ledger)
         for one in missing:
             _check_lease(job, lost)
-            drawn = wanted.drawn_parts(plan, one)
-            found = parts.list_parts(job.output, one.source)
-            sources = [entry for shard, entry in sorted(found.items()) if shard in drawn]
+            found = plan.standing(one.source)
+            sources = [found[shard] for shard in wanted.drawn_shards(plan, one) if shard in found]
             card = fit_codebook(one.fit, sources, wanted.groups_of(plan.ledger, one))
             say(f"codebook {one.fit.name}: {card['verdict']}")
         encoders, _ = wanted.with_tokens(plan.encoders, codebooks)
     list_again(plan, encoders)
     if goal == "codebooks":
         return
-    named = {o.fit_frames or o.embeddings for e in encoders for o in e.outputs if o.tokens}
-    every = named | {t.dataset for e in encoders for o in e.outputs for t in o.tokens}
-    listed = {dataset: parts.list_parts(job.output, dataset) for dataset in every}
-    todo_names = namings(plan.shards, encoders, listed)
+    todo_names = namings(plan)
     if todo_names:
         cluster.connect()
         say(f"tokens: naming {len(todo_names)} parts of standing vectors")
         for outcome in name_parts(job, todo_names):
             plan.ledger.absorb(outcome)
+            plan.listed.pop(outcome.dataset, None)
             tally.n_parts += 1
         list_again(plan, encoders)
 
@@ -146,6 +142,7 @@ def _work(
     job = plan.job
     cluster.connect()
     _stop_on_sigterm()
+    plan.listed.clear()
     resources = cluster.cluster_resources()
     pools = cluster.plan_pools(job, plan.encoders, resources, len(todo_list))
     for pool in pools:
@@ -235,7 +232,7 @@ def _drop_fit_frames(plan: Plan) -> None:
     """Delete the frames that codebooks were fitted on; their tokens stand."""
     for output in (output for encoder in plan.encoders for output in encoder.outputs):
         if output.fit_frames is not None:
-            for entry in parts.list_parts(plan.job.output, output.fit_frames).values():
+            for entry in plan.standing(output.fit_frames).values():
                 storage.delete(entry.uri)
 
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from bioembed_ray import parts, storage
 from bioembed_ray.config import Job
 from bioembed_ray.outcomes import PartOutcome, outcome_from_json
+from bioembed_ray.plan import Plan
 from bioembed_ray.segments import Shard
-from bioembed_ray.versions import Dataset, Output, PlannedEncoder, Tokens
+from bioembed_ray.versions import Output, PlannedEncoder, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +98,15 @@ def _columns(table: pa.Table, scale: int) -> tuple[list[tuple[str, int]], Any, A
     return list(numbers), place, start, vectors
 
 
-def namings(
-    plan_shards: dict[str, Shard],
-    encoders: tuple[PlannedEncoder, ...],
-    standing: dict[Dataset, dict[str, storage.ObjectInfo]],
-) -> list[Naming]:
+def namings(plan: Plan) -> list[Naming]:
     """Return the parts whose tokens are missing while float32 vectors for them stand."""
     found = []
-    for encoder in encoders:
+    for encoder in plan.encoders:
         for output in encoder.outputs:
             source = output.embeddings if output.fit_frames is None else output.fit_frames
             for tokens in output.tokens:
-                for shard, entry in standing.get(source, {}).items():
-                    if shard in plan_shards and shard not in standing.get(tokens.dataset, {}):
-                        found.append(Naming(plan_shards[shard], entry, encoder, output, tokens))
+                named = plan.standing(tokens.dataset)
+                for shard, entry in plan.standing(source).items():
+                    if shard in plan.shards and shard not in named:
+                        found.append(Naming(plan.shards[shard], entry, encoder, output, tokens))
     return found

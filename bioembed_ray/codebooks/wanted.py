@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bioembed_ray import storage
@@ -125,18 +124,16 @@ def groups_of(ledger: Ledger, wanted: Wanted) -> dict[str, str] | None:
     return {name: str(found.get(column)) for name, found in labels.items()}
 
 
-def fit_work(plan: Plan, missing: list[Wanted], standing: Mapping[Dataset, set[str]]) -> list[Work]:
+def fit_work(plan: Plan, missing: list[Wanted]) -> list[Work]:
     """Return what must be encoded before the missing codebooks can be fitted.
 
-    A fit draws on whole shards, taken in the order of their ids, which are digests and so in no
-    order of place or time, until they hold twice its frames, and every group its share. All that
-    these shards owe is done on the way.
+    All that the shards of a fit owe is done on the way.
     """
     owed = {work.shard.id: list(work.datasets) for work in plan.todo}
     added: dict[str, list[Dataset]] = {}
     for wanted in missing:
-        for shard in _drawn(plan, wanted):
-            if shard not in standing[wanted.source]:
+        for shard in drawn_shards(plan, wanted):
+            if shard not in plan.standing(wanted.source):
                 added.setdefault(shard, []).append(wanted.source)
     return [
         Work(plan.shards[shard], tuple(dict.fromkeys([*sources, *owed.get(shard, [])])))
@@ -144,12 +141,12 @@ def fit_work(plan: Plan, missing: list[Wanted], standing: Mapping[Dataset, set[s
     ]
 
 
-def drawn_parts(plan: Plan, wanted: Wanted) -> set[str]:
-    """Return the shards that a fit draws on."""
-    return set(_drawn(plan, wanted))
+def drawn_shards(plan: Plan, wanted: Wanted) -> list[str]:
+    """Return the ids of the shards that a fit draws on, ascending.
 
-
-def _drawn(plan: Plan, wanted: Wanted) -> list[str]:
+    They are taken in that order until they hold `SURPLUS` times the frames of the fit, and every
+    group its share. Ids are digests, so the order is none of place or time.
+    """
     grid = wanted.encoder.facts.grid
     rule, rate_hz = wanted.encoder.rule, wanted.encoder.facts.rate_hz
     step = rule.hop if grid is None else grid.stride / grid.per_step

@@ -12,7 +12,7 @@ from bioembed_ray import parts, plan, versions
 from bioembed_ray.encoders.base import FrameGrid
 from bioembed_ray.errors import ConfigError, Reason
 from bioembed_ray.inventory import Changes
-from bioembed_ray.plan import make_plan
+from bioembed_ray.plan import list_again, make_plan
 from bioembed_ray.segments import span_stamp
 from tests.unit.made_up_archive import WINDOWS, Archive, names_of, tiles
 from tests.unit.references import FakeRegistry, header_of
@@ -72,6 +72,27 @@ def test_after_a_run_nothing_is_left(archive: Archive) -> None:
     found = archive.plan()
     assert (found.todo, found.changes, archive.probed) == ([], Changes(), [])
     assert not any(found.superseded.values())
+
+
+def test_a_partition_is_listed_once_while_nothing_is_put(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.add("a.wav")
+    listed = []
+    really = parts.list_parts
+
+    def watched(output: str, dataset: versions.Dataset) -> Any:
+        listed.append(dataset)
+        return really(output, dataset)
+
+    monkeypatch.setattr(parts, "list_parts", watched)
+    found = archive.plan()
+    list_again(found, found.encoders)
+    assert listed == list(found.datasets)
+    archive.run(found)
+    found.listed.clear()
+    list_again(found, found.encoders)
+    assert found.todo == []
 
 
 def test_what_was_not_done_is_left_and_only_that(archive: Archive) -> None:
