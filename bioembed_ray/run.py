@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from bioembed_ray import cluster, lease, ledger_file, storage, stream, summary
 from bioembed_ray.codebooks import wanted
@@ -61,8 +62,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         StorageError: the output cannot be written.
     """
     storage.check_writable(job.output)
-    _stop_on_sigterm()
-    with lease.hold(job.output, "bioembed run") as lost:
+    with _stopping_on_signals(), lease.hold(job.output, "bioembed run") as lost:
         plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
         for note in plan.notes:
             say(f"warning: {note}")
@@ -141,7 +141,7 @@ def _work(
 ) -> None:
     job = plan.job
     cluster.connect()
-    _stop_on_sigterm()
+    _stop_on_signals()
     plan.listed.clear()
     resources = cluster.cluster_resources()
     pools = cluster.plan_pools(job, plan.encoders, resources, len(todo_list))
@@ -236,13 +236,29 @@ def _drop_fit_frames(plan: Plan) -> None:
                 storage.delete(entry.uri)
 
 
-def _stop_on_sigterm() -> None:
-    """End on SIGTERM as on Ctrl-C, so that the lease is given back; Ray put its own handler."""
-    if threading.current_thread() is not threading.main_thread():
-        return
+@contextlib.contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    """Inside, end on SIGTERM as on Ctrl-C, so that the lease is given back; afterwards as before."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    _stop_on_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            _handle(number, handler)
+
+
+def _stop_on_signals() -> None:
+    """Put our handlers; once more after joining a cluster, since Ray puts its own."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    _handle(signal.SIGINT, stop)
+    _handle(signal.SIGTERM, stop)
+
+
+def _handle(number: signal.Signals, handler: Any) -> None:
+    # Only the main thread may; and one that was put from C reads as None and cannot be put back.
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(number, handler)

@@ -36,15 +36,10 @@ def tiny_encoder(model: Path | str, **options: Any) -> dict[str, Any]:
 
 
 def embed(source: Path | str, output: Path | str, encoders: dict[str, Any], **job: Any) -> Result:
-    """Run a job in this process with one actor; signal handlers are left as they were."""
+    """Run a job in this process with one actor."""
     job.setdefault("pools", {"default": {"actors": 1}})
     raw = {"input": {"uri": str(source), **job.pop("input", {})}, "output": str(output)}
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return run_job(parse_job({**raw, "encoders": encoders, **job}, "test"), lambda text: None)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return run_job(parse_job({**raw, "encoders": encoders, **job}, "test"), lambda text: None)
 
 
 def command(*arguments: str) -> list[str]:

@@ -77,9 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store() -> Iterator[Store]:
     """Take Ray out of the run, and put the deadly store in."""
     with pytest.MonkeyPatch.context() as patch:
-        store = Store(patch, without_ray(patch))
-        patch.setattr(run, "_stop_on_sigterm", lambda: None)
-        yield store
+        yield Store(patch, without_ray(patch))
 
 
 def _job(source: Path, output: Path, model: Path, **options: Any) -> Any:
