@@ -15,8 +15,8 @@ from bioembed_ray.encoders.base import Facts
 from bioembed_ray.encoders.model_folder import ModelSettings
 from bioembed_ray.encoders.model_weights import build
 from bioembed_ray.encoders.options import (
+    batch_of_stretches,
     check_options,
-    default_batch_size,
     highest_layer,
 )
 from bioembed_ray.encoders.precision import network_precision
@@ -121,7 +121,7 @@ class SpectrogramTransformer:
 
         self.facts = facts
         self.dim = found.network("hidden_size", 768)
-        self.batch_size = default_batch_size(config, device)
+        self.batch_size = batch_of_stretches(config, device)
         self._layers = config.layers
         self._precision = config.precision
         self._device = torch.device(device)

@@ -14,7 +14,8 @@ from bioembed_ray.encoders.avex_models import (
 )
 from bioembed_ray.encoders.avex_registry import AvexModel, read_model
 from bioembed_ray.encoders.base import Encoder, Facts
-from bioembed_ray.encoders.precision import default_batch_size, network_precision
+from bioembed_ray.encoders.options import batch_of_windows
+from bioembed_ray.encoders.precision import network_precision
 from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.errors import ConfigError
 
@@ -99,7 +100,7 @@ class FeatureMap:
 
         self.facts = facts
         self._device = torch.device(device)
-        self.batch_size = config.batch_size or default_batch_size(self._device)
+        self.batch_size = batch_of_windows(config, device)
         self._precision = config.precision
         self._network = network.to(self._device)
         self._front_end = network.process_audio

@@ -13,7 +13,8 @@ from bioembed_ray.config import EncoderConfig
 from bioembed_ray.encoders.avex_models import build, check, model_of, resolve_checkpoint
 from bioembed_ray.encoders.avex_registry import AvexModel, read_model
 from bioembed_ray.encoders.base import Encoder, Facts, FrameGrid
-from bioembed_ray.encoders.precision import default_batch_size, network_precision
+from bioembed_ray.encoders.options import batch_of_windows
+from bioembed_ray.encoders.precision import network_precision
 from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.errors import ConfigError
 
@@ -150,7 +151,7 @@ class Beats:
         self.facts = facts
         self.dim = shape.dim
         self._device = torch.device(device)
-        self.batch_size = config.batch_size or default_batch_size(self._device)
+        self.batch_size = batch_of_windows(config, device)
         self._layers = config.layers
         self._precision = config.precision
         self._n_bands = shape.n_bands

@@ -15,7 +15,8 @@ from bioembed_ray.encoders.avex_models import (
 )
 from bioembed_ray.encoders.avex_registry import read_model
 from bioembed_ray.encoders.base import Encoder, Facts
-from bioembed_ray.encoders.precision import default_batch_size, network_precision
+from bioembed_ray.encoders.options import batch_of_windows
+from bioembed_ray.encoders.precision import network_precision
 from bioembed_ray.encoders.weights import Checkpoint, seeded
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ class EfficientNet:
         self.facts = facts
         self._device = torch.device(device)
         self._is_fused = self._device.type == "cpu" and config.precision == "float32"
-        self.batch_size = config.batch_size or (
-            FUSED_BATCH if self._is_fused else default_batch_size(self._device)
-        )
+        self.batch_size = batch_of_windows(config, device, on_cpu=FUSED_BATCH)
         self._precision = config.precision
         fold_batch_norms(network.model.features)
         self._network = network.to(self._device)

@@ -33,12 +33,3 @@ def network_precision(device: torch.device, precision: str) -> Iterator[None]:
             yield
         finally:
             torch.backends.cudnn.allow_tf32 = before
-
-
-def default_batch_size(device: torch.device) -> int:
-    """Return how many 1 s windows suit the device.
-
-    On one CPU core BEATs and EfficientNet are fastest at 8 to 16 windows (1.4 and 1.9 times one
-    window at a time) and slower again at 32, where activations leave the cache.
-    """
-    return 128 if device.type == "cuda" else 16

@@ -14,8 +14,8 @@ from bioembed_ray.encoders.base import Facts, FrameGrid
 from bioembed_ray.encoders.model_folder import ModelSettings
 from bioembed_ray.encoders.model_weights import build
 from bioembed_ray.encoders.options import (
+    batch_of_stretches,
     check_options,
-    default_batch_size,
     frame_grid,
     highest_layer,
 )
@@ -142,7 +142,7 @@ class WhisperFrames:
 
         self.facts = facts
         self.dim = found.network("d_model", 384)
-        self.batch_size = default_batch_size(config, device)
+        self.batch_size = batch_of_stretches(config, device)
         self._layers = config.layers
         self._precision = config.precision
         self._device = torch.device(device)
