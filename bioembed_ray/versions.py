@@ -24,6 +24,10 @@ from bioembed_ray.windows import WindowRule
 PREPROCESS_VERSION = 1
 # Raised by hand when the reader learns formats or salvages more; permanent failures are then retried.
 READER_VERSION = 1
+# What a worker is built to hold of a recording at once, and so the most that `segment_s` may be.
+LONGEST_WINDOW_S = 3600
+# Recorders begin a new file once a day at least: beyond it, only first windows would be left.
+LONGEST_HOP_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -229,11 +233,17 @@ def _nearest(samples: Fraction, rate_hz: int) -> Fraction:
 
 def _check(name: str, config: EncoderConfig, facts: Facts, rule: WindowRule, job: Job) -> None:
     where = f"encoders.{name}"
-    window_s = rule.window / facts.rate_hz
+    window_s, hop_s = rule.window / facts.rate_hz, rule.hop / facts.rate_hz
     if facts.max_window_s is not None and window_s > facts.max_window_s:
         raise ConfigError(
             f"{where}.window_s: got {window_s:g}; {facts.family} takes at most {facts.max_window_s:g} s"
         )
+    for key, seconds, longest in (
+        ("window_s", window_s, LONGEST_WINDOW_S),
+        ("hop_s", hop_s, LONGEST_HOP_S),
+    ):
+        if seconds > longest:
+            raise ConfigError(f"{where}.{key}: got {seconds:g}; use at most {longest} s")
     if config.frames == "all" and facts.grid is None:
         raise ConfigError(f"{where}.frames: got 'all'; {facts.family} has no frames, use \"none\"")
     grid = facts.grid

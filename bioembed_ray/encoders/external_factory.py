@@ -33,10 +33,10 @@ FACTORY = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
 
 def find(config: EncoderConfig) -> Any:
-    """Return the factory, imported.
+    """Return the factory, imported; on the driver too, so that a broken one is refused at once.
 
     Raises:
-        ConfigError: no such module or name, or it cannot be called.
+        ConfigError: no such module or name, or it cannot be called as a factory is.
     """
     module_name, name = config.model.split(":")
     try:
@@ -45,9 +45,23 @@ def find(config: EncoderConfig) -> Any:
         raise ConfigError(
             f"model: {config.model}: {error}; the module must be on the Python path of the driver and of every worker"
         ) from None
+    # A module of the user's own may raise anything while it is imported.
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"model: {config.model}: importing {module_name} raises {type(error).__name__}: {text}"
+        ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
         raise ConfigError(f"model: {module_name} has no function or class {name}")
+    try:
+        inspect.signature(factory).bind(config, "cpu")
+    except TypeError as error:
+        raise ConfigError(
+            f"model: {config.model} cannot be called as {name}(config, device): {error}"
+        ) from None
+    except ValueError:  # compiled code does not say what it takes
+        pass
     return factory
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,47 @@ def test_a_misspelt_key(refused: Any, source: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 2
     assert "segment: unknown key; did you mean 'segment_s'?" in line
+
+
+@pytest.mark.parametrize(("key", "longest"), [("window_s", 3600), ("hop_s", 86_400)])
+def test_an_absurd_window_or_hop(
+    refused: Any, source: Path, tmp_path: Path, key: str, longest: int
+) -> None:
+    code, line = refused(
+        "--input", str(source), "--output", str(tmp_path / "out"),
+        *model(tmp_path), "--set", f"encoders.energy.{key}=1e6",
+    )  # fmt: skip
+    assert code == 2
+    assert line == f"error: encoders.energy.{key}: got 1e+06; use at most {longest} s"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise RuntimeError('no licence')", "importing broken raises RuntimeError: no licence"),
+        ("def make(config)", "importing broken raises SyntaxError: expected ':'"),
+        ("def other(config, device): ...", "broken has no function or class make"),
+        ("def make(config): ...", "cannot be called as make(config, device): too many positional"),
+    ],
+)
+def test_a_broken_factory(
+    refused: Any,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+    said: str,
+) -> None:
+    (tmp_path / "broken.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    code, line = refused(
+        "--input", str(source), "--output", str(tmp_path / "out"),
+        "--set", "encoders.mine.model=broken:make", "--set", "encoders.mine.rate_hz=16000",
+        "--set", "encoders.mine.window_s=1",
+    )  # fmt: skip
+    assert code == 2
+    assert line.startswith("error: encoders.mine.model: ") and said in line
 
 
 def test_an_input_without_audio_says_what_was_there(refused: Any, tmp_path: Path) -> None:

@@ -377,6 +377,23 @@ def test_a_module_that_cannot_be_imported_is_an_error_of_the_job() -> None:
         registry.describe("e", EncoderConfig(model="no_such_module:make", **RATE))
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("1 / 0", "model: my_encoders:make: importing my_encoders raises ZeroDivisionError: divis"),
+        ("def make(config", "importing my_encoders raises SyntaxError: "),
+        ("def make(): ...", r"cannot be called as make\(config, device\): too many positional arg"),
+        ("def make(config, device, gain): ...", "missing a required argument: 'gain'"),
+    ],
+)
+def test_a_broken_module_or_factory_is_refused_before_anything_is_loaded(
+    module: Callable[[str], str], source: str, message: str
+) -> None:
+    config = EncoderConfig(model=f"{module(source)}:make", **RATE)
+    with pytest.raises(ConfigError, match=message):
+        registry.describe("e", config)
+
+
 def test_a_factory_is_named_by_source_version_and_weights(
     tmp_path: Path, module: Callable[[str], str]
 ) -> None:

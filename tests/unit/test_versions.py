@@ -226,6 +226,20 @@ def test_the_advice_is_itself_accepted(registry: FakeRegistry, rate_hz: int, hop
     assert abs(advice - hop_s) <= 0.02
 
 
+def test_windows_and_hops_beyond_reason_are_refused(registry: FakeRegistry) -> None:
+    registry.facts["fake"] = replace(FACTS, max_window_s=None)
+    longest = plan(encoder_window_s=3600.0, encoder_hop_s=86_400.0)
+    assert (longest.rule.window, longest.rule.hop) == (3600 * 16_000, 86_400 * 16_000)
+    for values, text in (
+        ({"encoder_window_s": 3601.0}, "window_s: got 3601; use at most 3600 s"),
+        ({"encoder_window_s": 1e6}, "window_s: got 1e+06; use at most 3600 s"),
+        ({"encoder_hop_s": 1e300}, "hop_s: got 1e+300; use at most 86400 s"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            plan(**values)
+        assert str(caught.value) == f"encoders.fake.{text}"
+
+
 def test_frames_of_an_encoder_without_frames_are_refused(registry: FakeRegistry) -> None:
     registry.facts["fake"] = replace(FACTS, grid=None, embeds=True)
     with pytest.raises(ConfigError) as caught:
