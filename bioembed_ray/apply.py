@@ -137,3 +137,21 @@ class Waves:
 def lost_window(windows: Windows, row: int | np.int64, error: RecordingError) -> LostWindow:
     """Return the window of a row as lost."""
     return LostWindow(int(windows.place[row]), int(windows.start[row]), error)
+
+
+def without_lost(windows: Windows) -> Windows:
+    """Return the windows that have a row; the lost ones stay named."""
+    if not windows.lost:
+        return windows
+    lost = {(entry.place, entry.start) for entry in windows.lost}
+    keep = np.array(
+        [(int(p), int(s)) not in lost for p, s in zip(windows.place, windows.start, strict=True)],
+        bool,
+    )
+    return Windows(
+        windows.place[keep],
+        windows.start[keep],
+        [valid for valid, is_kept in zip(windows.valid, keep, strict=True) if is_kept],
+        [vectors[keep] for vectors in windows.vectors],
+        windows.lost,
+    )

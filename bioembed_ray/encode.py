@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.apply import Place, Waves, Windows, guarded, lost_window
+from bioembed_ray.apply import Place, Waves, Windows, guarded, lost_window, without_lost
 from bioembed_ray.assigned import Assigned, TokenTable
 from bioembed_ray.codebooks.nearest import Codes
 from bioembed_ray.encoders.base import Encoder, shortest_window
@@ -84,7 +84,7 @@ def encode(
                     kept.append((index, block, steps, layers))
             if means is not None:
                 means.finish()
-    found = _without_lost(windows)
+    found = without_lost(windows)
     if grid is None and codes:
         vectors = [torch.from_numpy(layer).to(device) for layer in found.vectors]
         for index in np.unique(found.place):
@@ -128,20 +128,3 @@ def _embed_windows(
                 for result, vector in zip(results, outcome, strict=True):
                     result[int(row)] = vector
     windows.vectors = [result.cpu().numpy() for result in results]
-
-
-def _without_lost(windows: Windows) -> Windows:
-    if not windows.lost:
-        return windows
-    lost = {(entry.place, entry.start) for entry in windows.lost}
-    keep = np.array(
-        [(int(p), int(s)) not in lost for p, s in zip(windows.place, windows.start, strict=True)],
-        bool,
-    )
-    return Windows(
-        windows.place[keep],
-        windows.start[keep],
-        [valid for valid, is_kept in zip(windows.valid, keep, strict=True) if is_kept],
-        [vectors[keep] for vectors in windows.vectors],
-        windows.lost,
-    )

@@ -39,7 +39,7 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"
     """Longer than an encoder that reads recordings whole can take."""
     NONFINITE_VECTOR = "nonfinite_vector"
-    """The encoder answered with NaN or infinity."""
+    """The encoder answered with NaN or infinity, or with more than the stored type holds."""
     CRASHED = "crashed"
     """The worker process died on it, repeatedly and alone."""
     ENCODER_ERROR = "encoder_error"

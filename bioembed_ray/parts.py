@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from bioembed_ray import schema, storage
 from bioembed_ray.config import Job
 from bioembed_ray.encoders.base import shortest_window
-from bioembed_ray.errors import BrokenOutput, NotFoundError
-from bioembed_ray.outcomes import PartOutcome, outcome_from_json, outcome_to_json
+from bioembed_ray.errors import BrokenOutput, NotFoundError, Reason, RecordingError
+from bioembed_ray.outcomes import Failure, PartOutcome, outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Shard, span_to_json
 from bioembed_ray.versions import Dataset, PlannedEncoder
 
@@ -50,6 +50,69 @@ def list_parts(output: str, dataset: Dataset) -> dict[str, storage.ObjectInfo]:
         for entry in objects
         if entry.key.endswith(".parquet") and not entry.key.startswith(".")
     }
+
+
+def storable_windows(windows: Windows, layer: int, dtype: str) -> Windows:
+    """Return the windows whose vectors a part can hold; those beyond its type are lost."""
+    from bioembed_ray.apply import lost_window, without_lost
+
+    fits = _fits(windows.vectors[layer], dtype)
+    if fits.all():
+        return windows
+    error = RecordingError(Reason.NONFINITE_VECTOR, _beyond(dtype, "embedding_dtype"))
+    lost = [lost_window(windows, row, error) for row in np.flatnonzero(~fits)]
+    return without_lost(replace(windows, lost=windows.lost + lost))
+
+
+def storable_frames(
+    shard: Shard,
+    places: Sequence[Place],
+    frames: Frames,
+    layer: int,
+    receptive: int,
+    dtype: str,
+    dataset: Dataset,
+) -> tuple[Frames, tuple[Failure, ...]]:
+    """Return the frames whose vectors a part can hold, and a failure per place with others."""
+    fits = _fits(frames.vectors[layer], dtype)
+    if fits.all():
+        return frames, ()
+    failures = []
+    for index in np.unique(frames.place[~fits]).tolist():
+        place, starts = places[index], frames.start[~fits & (frames.place == index)]
+        failure = Failure(
+            shard.spans[place.span].recording,
+            Reason.NONFINITE_VECTOR,
+            f"{len(starts)} frames: {_beyond(dtype, 'frame_dtype')}",
+            encoder=dataset.encoder,
+            version=dataset.version,
+            channel=place.track.channel,
+            start_s=place.clock.seconds(int(starts[0])),
+            end_s=place.clock.seconds(int(starts[-1]) + receptive),
+            shard=shard.id,
+        )
+        failures.append(failure)
+    kept = replace(
+        frames,
+        place=frames.place[fits],
+        start=frames.start[fits],
+        patch=frames.patch[fits],
+        vectors=[vectors[fits] for vectors in frames.vectors],
+    )
+    return kept, tuple(failures)
+
+
+def _fits(vectors: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.bool_]:
+    """Return (n,): whether every number of a vector stays finite in the stored type."""
+    if dtype == "float32":
+        return np.ones(len(vectors), bool)
+    with np.errstate(over="ignore"):
+        fits: npt.NDArray[np.bool_] = np.isfinite(vectors.astype(dtype)).all(axis=1)
+    return fits
+
+
+def _beyond(dtype: str, key: str) -> str:
+    return f"a value beyond {np.finfo(dtype).max:g}, the largest {dtype}; set {key}: float32"
 
 
 def windows_table(

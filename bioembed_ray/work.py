@@ -22,7 +22,14 @@ from bioembed_ray.config import Job
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import Reason, RecordingError, StorageError
 from bioembed_ray.outcomes import Failure, PartOutcome, judge
-from bioembed_ray.parts import frames_table, part_bytes, part_uri, windows_table
+from bioembed_ray.parts import (
+    frames_table,
+    part_bytes,
+    part_uri,
+    storable_frames,
+    storable_windows,
+    windows_table,
+)
 from bioembed_ray.plan import Work
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.transport import Audio
@@ -144,7 +151,8 @@ def encode_shard(
     wanted = [o for o in planned.outputs if set(o.all_datasets) & set(work.datasets)]
     if not wanted:
         return
-    places = places_of(work.shard, audios, planned, job)
+    shard = work.shard
+    places = places_of(shard, audios, planned, job)
     frame_sets = {d for o in wanted for d in (o.frames, o.fit_frames) if d is not None}
     keep_frames = bool(frame_sets & set(work.datasets))
     applied = [
@@ -166,45 +174,46 @@ def encode_shard(
         )
         took = time.perf_counter() - started
     receipt.seconds[planned.name] = receipt.seconds.get(planned.name, 0.0) + took
-    lost = [entry for entry in windows.lost if entry.error.reason.is_transient]
-    if lost:
-        span = work.shard.spans[places[lost[0].place].span]
-        error = lost[0].error
+    waiting = [entry for entry in windows.lost if entry.error.reason.is_transient]
+    if waiting:
+        span = shard.spans[places[waiting[0].place].span]
+        error = waiting[0].error
         receipt.failures.append(
-            Failure(span.recording, error.reason, error.detail, planned.name, shard=work.shard.id)
+            Failure(span.recording, error.reason, error.detail, planned.name, shard=shard.id)
         )
         return
     started = time.perf_counter()
     for number, output in enumerate(planned.outputs):
         if output not in wanted:
             continue
-        outcome = _outcome(work.shard, audios, places, planned, output, windows, number, job)
-        tables: list[tuple[Dataset, pa.Table]] = []
+        outcome = _outcome(shard, audios, places, planned, output, windows, number, job)
+        tables: list[tuple[PartOutcome, pa.Table]] = []
         for dataset in (output.frames, output.fit_frames):
             if dataset is not None and frames is not None:
                 dtype = job.frame_dtype if dataset.table == "frames" else "float32"
                 receptive = 0 if planned.facts.grid is None else planned.facts.grid.receptive
-                table = frames_table(
-                    work.shard, places, frames, number, receptive, dtype, encoder.dim
+                kept, lost = storable_frames(
+                    shard, places, frames, number, receptive, dtype, dataset
                 )
-                tables.append((dataset, table))
+                table = frames_table(shard, places, kept, number, receptive, dtype, encoder.dim)
+                told = replace(outcome, dataset=dataset, failures=outcome.failures + lost)
+                tables.append((told, table))
         for (_, tokens), found in zip(applied, named, strict=True):
             if tokens in output.tokens:
                 n_codes = len(codes[tokens.name].centroids)
-                tables.append((tokens.dataset, _tokens(work, places, planned, found, n_codes, job)))
+                table = _tokens(work, places, planned, found, n_codes, job)
+                tables.append((replace(outcome, dataset=tokens.dataset), table))
+        dtype = job.embedding_dtype
+        kept_windows = storable_windows(windows, number, dtype)
+        if kept_windows is not windows:
+            outcome = _outcome(shard, audios, places, planned, output, kept_windows, number, job)
         table = windows_table(
-            work.shard,
-            places,
-            windows,
-            number,
-            planned.rule.window,
-            job.embedding_dtype,
-            encoder.dim,
+            shard, places, kept_windows, number, planned.rule.window, dtype, encoder.dim
         )
-        tables.append((output.embeddings, table))
-        for dataset, table in tables:
-            if dataset in work.datasets and not is_trial:
-                _put(table, planned, work.shard, replace(outcome, dataset=dataset), job, receipt)
+        tables.append((outcome, table))
+        for told, table in tables:
+            if told.dataset in work.datasets and not is_trial:
+                _put(table, planned, shard, told, job, receipt)
     receipt.seconds["write"] = receipt.seconds.get("write", 0.0) + time.perf_counter() - started
 
 

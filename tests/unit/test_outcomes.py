@@ -14,10 +14,12 @@ import torch
 
 from bioembed_ray.errors import Reason
 from bioembed_ray.outcomes import outcome_from_json, outcome_to_json
+from bioembed_ray.segments import Span
 from bioembed_ray.windows import Coverage
 from tests.unit.audio_samples import wav
 from tests.unit.one_shard import RATE, one_shard, part_of, small_archive, spans_of
 from tests.unit.references import (
+    FakeFrames,
     FakeWindows,
     frame_encoder,
     sound,
@@ -259,3 +261,84 @@ def test_what_was_promised_in_vain_counts_for_every_channel(
     assert outcome.spans[0].coverage == Coverage(embedded=5000, failed=3000)
     (failure,) = outcome.failures
     assert (failure.channel, failure.n_samples) == (None, 3000)
+
+
+class LoudWindows(FakeWindows):
+    """Answers a hundred million times louder where it hears a sample of 0.75."""
+
+    def embed(self, windows: torch.Tensor) -> list[torch.Tensor]:
+        gain = torch.where((windows == 0.75).any(1, keepdim=True), 1e8, 1.0)
+        return [gain * layer for layer in super().embed(windows)]
+
+
+class LoudFrames(FakeFrames):
+    """Its frames are a hundred million times louder where they hear a sample of 0.75."""
+
+    def frames(self, waves: torch.Tensor) -> list[torch.Tensor]:
+        grid = self.facts.grid
+        assert grid is not None
+        seen = waves.unfold(1, grid.receptive, grid.stride)
+        gain = torch.where((seen == 0.75).any(2, keepdim=True), 1e8, 1.0)
+        return [gain * layer for layer in super().frames(waves)]
+
+
+def loud_span(tmp_path: Path) -> Span:
+    wave = sound(10_000)
+    wave[2700] = 0.75
+    return span_of(write_wave(tmp_path / "a.wav", wave, RATE))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_windows_beyond_the_stored_type_are_lost_and_never_stored_as_infinity(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
+) -> None:
+    receipt, planned, _ = one_shard(
+        monkeypatch,
+        tmp_path / "out",
+        [loud_span(tmp_path)],
+        LoudWindows(window_encoder().facts),
+        embedding_dtype=dtype,
+    )
+    (outcome,) = receipt.outcomes
+    table = pq.read_table(part_of(tmp_path / "out", outcome))
+    vectors = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    assert np.isfinite(vectors).all()
+    if dtype == "float32":
+        assert (table.num_rows, outcome.failures) == (20, ())
+        return
+    assert outcome.spans[0].coverage == Coverage(embedded=9500, failed=500)
+    assert (table.num_rows, outcome.spans[0].n_rows) == (18, 18)
+    (failure,) = outcome.failures
+    assert (failure.reason, failure.start_s, failure.end_s) == (Reason.NONFINITE_VECTOR, 2.0, 3.5)
+    assert failure.version == planned.outputs[0].embeddings.version
+    assert failure.detail == (
+        "2 windows: a value beyond 65504, the largest float16; set embedding_dtype: float32"
+    )
+
+
+def test_frames_beyond_the_stored_type_are_lost_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    receipt, _, _ = one_shard(
+        monkeypatch,
+        tmp_path / "out",
+        [loud_span(tmp_path)],
+        LoudFrames(frame_encoder().facts),
+        encoder_frames="all",
+    )
+    frames, windows = receipt.outcomes
+    table = pq.read_table(part_of(tmp_path / "out", frames))
+    vectors = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    assert np.isfinite(vectors).all()
+    # Frames see 25 samples every 20: those at 2680 and 2700 see sample 2700.
+    starts = [start for start in range(0, 10_000 - 24, 20) if start not in {2680, 2700}]
+    assert table.column("sample").to_pylist() == starts
+    (failure,) = frames.failures
+    assert (failure.reason, failure.version) == (Reason.NONFINITE_VECTOR, frames.dataset.version)
+    assert (failure.channel, failure.start_s, failure.end_s) == (0, 2.68, 2.725)
+    assert failure.detail == (
+        "2 frames: a value beyond 65504, the largest float16; set frame_dtype: float32"
+    )
+    # The windows are means in float32, which holds them.
+    assert (windows.failures, windows.spans[0].coverage) == ((), Coverage(embedded=10_000))
+    assert pq.read_metadata(part_of(tmp_path / "out", windows)).num_rows == 20
