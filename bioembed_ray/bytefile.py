@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from bioembed_ray.compressed import is_compressed, member_bytes
 from bioembed_ray.errors import ChangedError, Reason, RecordingError, StorageError
 from bioembed_ray.inputs import Source
-from bioembed_ray.storage import read_range, stat_object
+from bioembed_ray.storage import DANGLING, read_range, stat_object
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -173,10 +173,15 @@ def open_source(source: Source, patches: Patches = ()) -> ByteFile:
     compressed tar, is read at once.
 
     Raises:
-        RecordingError: an empty Parquet cell, a Parquet file that cannot be read, or a compressed
-            tar that is damaged before the member.
+        RecordingError: a link to nowhere, an empty Parquet cell, a Parquet file that cannot be
+            read, or a compressed tar that is damaged before the member.
         StorageError: the store refused while that was read.
     """
+    if source.stamp == DANGLING:
+        # Nothing to retry: once its target is there it has another stamp, and is read anew.
+        raise RecordingError(
+            Reason.EMPTY, "a link whose target is not there; fetch it, e.g. by `git annex get`"
+        )
     if source.row is not None:
         return ByteFile(source, patches, content=_read_cell(source))
     if is_compressed(source.uri):

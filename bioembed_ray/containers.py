@@ -1,7 +1,7 @@
 """What tar and Parquet objects hold: their members as recordings, labels from beside them.
 
-Part of an object that cannot be listed (a tar cut off or damaged, a Parquet that is none) is
-returned as a recording with the object's own name. It fails when it is read, and so lands in
+Part of an object that cannot be listed (a tar cut off or damaged, a Parquet that is none, a link
+to nowhere) is returned as a recording with the object's own name. It fails when it is read, and so lands in
 failures/ with its reason instead of being lost in silence.
 """
 
@@ -22,6 +22,7 @@ from bioembed_ray.globs import any_of
 from bioembed_ray.inputs import Container, Recording, Source
 from bioembed_ray.manifest import Label, as_label, is_label_type
 from bioembed_ray.names import PARQUET_EXTENSION, extension_of, is_audio, is_hidden
+from bioembed_ray.storage import DANGLING
 from bioembed_ray.uris import text_of
 
 # WebDataset: files that share their name up to the extension describe one sample.
@@ -43,7 +44,10 @@ def members(container: Container) -> list[Recording]:
         InputError: a Parquet that was asked for by name holds no audio column; a sparse tar.
         StorageError: the store refused, or the object was replaced.
     """
-    if extension_of(container.name) == PARQUET_EXTENSION:
+    if container.stamp == DANGLING:
+        whole = Source(container.uri, container.stamp, container.size_bytes)
+        found = [Recording(container.name, whole, container.labels)]
+    elif extension_of(container.name) == PARQUET_EXTENSION:
         found = _parquet_rows(container)
     else:
         found = _tar_members(container)

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bioembed_ray import disk, remote
+from bioembed_ray.disk import DANGLING
 from bioembed_ray.errors import ChangedError, InputError, NotFoundError, StorageError
 from bioembed_ray.store_errors import translated
 from bioembed_ray.uris import absolute, is_local, join, local_uri, shown_uri, split_uri, text_of
 
 __all__ = [
+    "DANGLING",
     "ObjectInfo",
     "absolute",
     "check_writable",
@@ -48,7 +50,8 @@ class ObjectInfo:
         key: Name relative to the listed prefix, `/` between parts; bytes that are no text as %XX.
         uri: Full URI or absolute local path.
         size_bytes: Size in bytes.
-        stamp: Changes when the content does: the store's etag, or `<size>-<mtime in ns>` locally.
+        stamp: Changes when the content does: the store's etag, or `<size>-<mtime in ns>` locally;
+            `DANGLING` for a link to nowhere.
     """
 
     key: str

@@ -399,3 +399,13 @@ def test_a_parquet_that_was_replaced_is_noticed(root: str) -> None:
     storage.put(container.uri, parquet_of(hugging_face(200)))
     with pytest.raises(ChangedError):
         members(container)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.parquet"])
+def test_a_link_to_nowhere_fails_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("annexed")
+    (info,) = storage.list_objects(str(tmp_path))
+    (one,) = members(Container(name, info.uri, info.size_bytes, info.stamp, is_named=True))
+    assert one.name == name
+    with pytest.raises(RecordingError, match="empty: a link whose target is not there"):
+        open_source(one.source)

@@ -14,6 +14,7 @@ from bioembed_ray.decode import native_blocks
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.inputs import Source
 from bioembed_ray.probe import probe
+from bioembed_ray.storage import list_objects
 from tests.unit.audio_samples import (
     RATE,
     chunk,
@@ -156,6 +157,24 @@ def test_tags_before_the_sound_are_skipped(tmp_path: Path) -> None:
     for before in (tag, tag + bytes(500), b"\x01\x02\xff\xfb junk" * 20):
         header, _ = probe(source_of(tmp_path / "x", before + mp3))
         assert (header.container, header.decoder) == ("MP3", "pyav")
+
+
+def test_a_link_to_nowhere_says_so_and_is_not_tried_again_until_its_target_is_there(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.wav").symlink_to("annexed.wav")
+
+    def listed() -> Source:
+        (found,) = (one for one in list_objects(str(tmp_path)) if one.key == "a.wav")
+        return Source(found.uri, found.stamp, found.size_bytes)
+
+    before = listed()
+    with pytest.raises(RecordingError, match="empty: a link whose target is not there") as caught:
+        probe(before)
+    assert not caught.value.reason.is_transient
+    (tmp_path / "annexed.wav").write_bytes(wav(SAMPLES))
+    assert listed().stamp != before.stamp
+    assert probe(listed())[0].n_samples == 5000
 
 
 @pytest.mark.parametrize(
