@@ -52,10 +52,20 @@ def parse_job(raw: dict[str, Any], where: str) -> Job:
     Raises:
         ConfigError: see `load_job`.
     """
+    _check_keys(raw, where)
     try:
         return Job.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_one_line(error, raw)}") from None
+
+
+def _check_keys(node: object, where: str, above: str = "") -> None:
+    """Refuse keys that YAML reads as something else than text: 5, yes, 2024-05-01."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: {above}{key}: keys are text; put this one in quotes")
+            _check_keys(value, where, f"{above}{key}.")
 
 
 class _OnceLoader(yaml.SafeLoader):

@@ -177,6 +177,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         job(input={"uri": ["a", ""]}),
         "input.uri: got an empty text; use a folder, prefix, glob or file",
     ),
+    (job(encoders={5: {"model": "x"}}), "encoders.5: keys are text; put this one in quotes"),
+    (
+        job(pools={"default": {True: 1}}),
+        "pools.default.True: keys are text; put this one in quotes",
+    ),
+    ({**job(), None: 1}, "None: keys are text; put this one in quotes"),
     (
         encoder(weights={"kind": "foo"}),
         'encoders.beats.weights: got {\'kind\': \'foo\'}; use "pretrained", "random", "random:SEED" '
