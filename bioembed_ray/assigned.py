@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.codebooks.nearest import Codes, NonFiniteFrame, assign
+from bioembed_ray.codebooks.nearest import Codes, assign, has_nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,22 @@ class Assigned:
         ]
 
     def add(self, place: int, steps: npt.NDArray[np.int64], layers: Sequence[torch.Tensor]) -> None:
-        """Name the frames of one block, (T · per_step, D) per layer; what has no name is a gap."""
+        """Name the frames of one block, (T · per_step, D) per layer.
+
+        A time step is left out, and so becomes a gap, where one of its frames has no nearest centroid.
+        """
         if not len(steps):
             return
         for (layer, codes), found in zip(self._codes, self._found, strict=True):
-            try:
-                labels, _ = assign(layers[layer].float(), codes)
-            except NonFiniteFrame:
-                continue
-            found.append((place, steps, labels.astype(np.int32).reshape(len(steps), -1)))
+            dim = layers[layer].shape[1]
+            grouped = layers[layer].float().reshape(len(steps), -1, dim)  # (T, per_step, D)
+            has_token = has_nearest(grouped).all(dim=1)
+            kept = steps[has_token.cpu().numpy()]
+            if len(kept) < len(steps):
+                grouped = grouped[has_token]
+            if len(kept):
+                labels, _ = assign(grouped.flatten(0, 1), codes)
+                found.append((place, kept, labels.astype(np.int32).reshape(len(kept), -1)))
 
     def tables(self) -> list[TokenTable]:
         """Return one table per codebook."""

@@ -23,6 +23,8 @@ UNIT_64 = 2.0**-53
 UNIT_ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 # Pairs of row and centroid compared at once in float64: 48 MB of 768 dimensions.
 PAIRS = 1 << 13
+# Squares of longer frames overflow in float32; NaN and infinity are no shorter than this either.
+LONGEST = 1e18
 
 
 class NonFiniteFrame(ValueError):
@@ -123,6 +125,12 @@ def assign(
     return tokens, distances
 
 
+def has_nearest(frames: torch.Tensor) -> torch.Tensor:
+    """Return (...,) bool: which of (..., D) float32 frames `assign` takes."""
+    norms: torch.Tensor = torch.linalg.vector_norm(frames, dim=-1)
+    return norms < LONGEST
+
+
 def _distances(rows: torch.Tensor, chosen: torch.Tensor, metric: Metric) -> torch.Tensor:
     if metric == "euclidean":
         lengths: torch.Tensor = torch.linalg.vector_norm(rows - chosen, dim=1)
@@ -135,8 +143,8 @@ def _distances(rows: torch.Tensor, chosen: torch.Tensor, metric: Metric) -> torc
 def _nearest(rows: torch.Tensor, codes: Codes, first: int) -> npt.NDArray[np.int64]:
     """Return (n,) labels of a tile; float32 scores, and a second look at what they cannot tell."""
     norms = torch.linalg.vector_norm(rows, dim=1)
-    if not bool((norms < 1e18).all()):
-        raise NonFiniteFrame(first + int(torch.nonzero(~(norms < 1e18))[0]))
+    if not bool((norms < LONGEST).all()):
+        raise NonFiniteFrame(first + int(torch.nonzero(~(norms < LONGEST))[0]))
     scores = torch.addmm(codes.offset_32, rows, codes.shifted_32.T)
     if len(codes.offset) == 1:
         return np.zeros(len(rows), np.int64)
