@@ -12,11 +12,11 @@ from typing import Any
 
 from bioembed_ray.config import Job, PoolConfig
 from bioembed_ray.containers import members
+from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import BioembedError, ConfigError, Reason, RecordingError, StorageError
 from bioembed_ray.inputs import Container, Recording
 from bioembed_ray.inventory import Probed
 from bioembed_ray.probe import probe
-from bioembed_ray.versions import PlannedEncoder
 
 PROBE_BATCH = 32
 

@@ -9,10 +9,36 @@ from __future__ import annotations
 import os
 import re
 from fractions import Fraction
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from bioembed_ray.encoder_config import (
+    EncoderConfig,
+    LocalWeights,
+    Pretrained,
+    RandomWeights,
+    Settings,
+    TrainingConfig,
+    Weights,
+)
+
+__all__ = [
+    "DEFAULT_MODELS",
+    "CodebookConfig",
+    "EncoderConfig",
+    "InputConfig",
+    "Job",
+    "LocalWeights",
+    "PoolConfig",
+    "Pretrained",
+    "RandomWeights",
+    "TrainingConfig",
+    "Weights",
+    "exact",
+    "mask_secrets",
+    "title",
+]
 
 DEFAULT_MODELS = {
     "beats": "esp_aves2_sl_beats_all",
@@ -20,60 +46,13 @@ DEFAULT_MODELS = {
     "wav2vec2": "facebook/wav2vec2-base",
     "hubert": "facebook/hubert-base-ls960",
     "ast": "MIT/ast-finetuned-audioset-10-10-0.4593",
+    "vqvae": "vqvae",
 }
 # Names become Hive partition values and folder names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class Pretrained(_Model):
-    """Weights as published: from the Hugging Face hub, or inside `model` where that is a path."""
-
-    kind: Literal["pretrained"] = "pretrained"
-
-
-class LocalWeights(_Model):
-    """Weights from a file or folder of the caller's."""
-
-    kind: Literal["local"] = "local"
-    path: str
-    """Checkpoint file or model folder."""
-
-
-class RandomWeights(_Model):
-    """Untrained weights, for dry runs; everything made with them is stamped so."""
-
-    kind: Literal["random"] = "random"
-    seed: int = 0
-    """Seed of the initialisation."""
-
-
-Weights = Pretrained | LocalWeights | RandomWeights
-
-
-def _parse_weights(value: object) -> object:
-    if isinstance(value, Pretrained | LocalWeights | RandomWeights):
-        return value
-    if value == "pretrained":
-        return Pretrained()
-    if value == "random":
-        return RandomWeights()
-    # As a run's record spells it.
-    if isinstance(value, dict) and value.get("kind") in {"pretrained", "local", "random"}:
-        return value
-    if isinstance(value, str) and re.fullmatch(r"random:\d+", value):
-        return RandomWeights(seed=int(value.partition(":")[2]))
-    if isinstance(value, str) and value:
-        return LocalWeights(path=str(Path(value).expanduser().absolute()))
-    raise ValueError('use "pretrained", "random", "random:SEED" or a path')
-
-
-class InputConfig(_Model):
+class InputConfig(Settings):
     """What to read."""
 
     uri: str | tuple[str, ...] = "."
@@ -97,59 +76,7 @@ class InputConfig(_Model):
         return self
 
 
-class EncoderConfig(_Model):
-    """One encoder. Only `model` decides what the rest means; see `bioembed init` for examples."""
-
-    model: str
-    """avex registry name or YAML file, Hugging Face name or folder, .pt (TorchScript), .onnx, or module:factory."""
-    weights: Annotated[Weights, BeforeValidator(_parse_weights)] = Pretrained()
-    """`pretrained`, `random` (or `random:SEED`), or a path to a checkpoint."""
-    revision: str | None = None
-    """Hub branch, tag or commit; null is the newest commit, resolved and pinned when the run is planned."""
-    layer: int | tuple[int, ...] | None = None
-    """Transformer layer, 0 = before the first block; several give one output each; null is the model's own output."""
-    window_s: float | None = Field(default=None, gt=0)
-    """Window length in encoder seconds; null is the encoder's default."""
-    hop_s: float | None = Field(default=None, gt=0)
-    """Distance of window starts in encoder seconds; null is the encoder's default."""
-    tail: Literal["pad", "drop", "shift"] = "pad"
-    """Last windows: zero-pad, leave out, or move the last full one back to end at the end."""
-    block_s: int | Literal["whole"] | None = None
-    """Seconds a frame encoder reads at once on a grid fixed per recording; `whole` for short recordings."""
-    context_s: int | None = Field(default=None, ge=0)
-    """Seconds read on both sides of a block and thrown away."""
-    frames: Literal["none", "all"] = "none"
-    """Write every frame to frames/: 276 MB per audio-hour and layer at 768 dimensions in float16."""
-    frame_unit: Literal["step", "patch"] = "step"
-    """BEATs: one frame per time step (mean of its 8 frequency patches) or one per patch."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast precision of the network; front ends and outputs stay float32."""
-    batch_size: int | None = Field(default=None, ge=1, le=4096)
-    """Windows or blocks per forward pass; null suits the device."""
-    rate_hz: int | None = Field(default=None, ge=1000, le=1_000_000)
-    """Input rate; needed for .pt and .onnx, fixed by the model elsewhere."""
-    pool: str = "default"
-    """Which pool of actors holds this encoder."""
-
-    @property
-    def layers(self) -> tuple[int | None, ...]:
-        """The layers asked for, in order; (None,) is the model's own output."""
-        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
-
-    @model_validator(mode="after")
-    def _check(self) -> EncoderConfig:
-        if isinstance(self.layer, tuple) and (
-            not self.layer or len(set(self.layer)) != len(self.layer)
-        ):
-            raise ValueError("layer: name each layer once")
-        if any(layer is not None and layer < 0 for layer in self.layers):
-            raise ValueError("layer: use 0 or more; null is the model's own output")
-        if isinstance(self.block_s, int) and self.block_s < 1:
-            raise ValueError("block_s: use whole seconds, 1 or more, or whole")
-        return self
-
-
-class CodebookConfig(_Model):
+class CodebookConfig(Settings):
     """One codebook: centroids of an encoder's frames, whose numbers become tokens."""
 
     encoder: str
@@ -174,7 +101,7 @@ class CodebookConfig(_Model):
     """Raise it to fit again on the archive as it now is, from the last centroids, ids kept."""
 
 
-class PoolConfig(_Model):
+class PoolConfig(Settings):
     """One pool of actors; each holds every encoder of the pool."""
 
     actors: int | Literal["auto"] = "auto"
@@ -193,7 +120,7 @@ class PoolConfig(_Model):
         return self
 
 
-class Job(_Model):
+class Job(Settings):
     """Everything a run needs to know."""
 
     input: InputConfig = InputConfig()
@@ -201,10 +128,10 @@ class Job(_Model):
     output: str = Field(min_length=1)
     """Folder or bucket prefix that receives the tables."""
     encoders: dict[str, EncoderConfig]
-    """Name -> encoder; the five known names bring their model along."""
-    codebooks: dict[str, CodebookConfig] = {}
+    """Name -> encoder; the six known names bring their model along."""
+    codebooks: dict[str, CodebookConfig] = Field(default={})
     """Name -> codebook; missing ones are fitted by the run that needs them."""
-    pools: dict[str, PoolConfig] = {"default": PoolConfig()}
+    pools: dict[str, PoolConfig] = Field(default={"default": PoolConfig()})
     """Name -> pool of actors."""
     segment_s: int = Field(default=300, ge=1, le=3600)
     """Longest segment in encoder seconds; a multiple of every block."""
@@ -252,6 +179,10 @@ class Job(_Model):
         for name, codebook in self.codebooks.items():
             if not NAME.fullmatch(name):
                 raise ValueError(f"codebooks.{name}: use letters, digits, '_', '-' and '.'")
+            if name in self.encoders and self.encoders[name].model == "vqvae":
+                raise ValueError(
+                    f"codebooks.{name}: the encoder of that name has codes of its own; use another name"
+                )
             if codebook.encoder not in titles:
                 raise ValueError(
                     f"codebooks.{name}.encoder: got {codebook.encoder!r}; use one of {', '.join(titles)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from bioembed_ray import parts, storage
 from bioembed_ray.config import Job
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import ConfigError, InputError, Reason
 from bioembed_ray.inputs import Container, Listing, Recording, unique
 from bioembed_ray.ledger import Known, Ledger, Piece
@@ -20,7 +21,7 @@ from bioembed_ray.segments import (
     shard_id,
     span_stamp,
 )
-from bioembed_ray.versions import READER_VERSION, Dataset
+from bioembed_ray.versions import READER_VERSION
 
 FOOTER_THREADS = 32
 

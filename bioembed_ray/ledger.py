@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs import Recording
 from bioembed_ray.metadata import Metadata
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.probe import Header
 from bioembed_ray.segments import Shard, Span
-from bioembed_ray.versions import Dataset
 from bioembed_ray.windows import Coverage
 
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import NotFoundError, Reason
 from bioembed_ray.inputs import Recording, Source
 from bioembed_ray.ledger import Known, Ledger, Piece
 from bioembed_ray.metadata import Metadata
 from bioembed_ray.outcomes import Failure, SpanOutcome
 from bioembed_ray.probe import Header
-from bioembed_ray.versions import Dataset
 from bioembed_ray.windows import Coverage
 
 RECORDINGS_KEY = "recordings/recordings.parquet"

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from bioembed_ray.codebooks.wanted import Wanted, drawn_shards
+from bioembed_ray.codebooks.wanted import Wanted, shards_of
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
+from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import (
     ConfigError,
     InputError,
@@ -22,7 +23,7 @@ from bioembed_ray.plan import Plan, audio_seconds, work_seconds
 from bioembed_ray.probe import Header, probe
 from bioembed_ray.progress import duration, hours
 from bioembed_ray.summary import last_record
-from bioembed_ray.versions import PlannedEncoder
+from bioembed_ray.vqvae.wanted import missing_models
 
 LOOKED_AT = 40
 # Above this, most of the band is ultrasound and no encoder at 16 kHz hears the animal.
@@ -108,6 +109,7 @@ def _encoder_lines(name: str) -> list[str]:
         "wav2vec2": "window_s: 1.0, hop_s: 0.5  # layer: 6, or several: [6, 9]",
         "hubert": "window_s: 1.0, hop_s: 0.5  # layer: 6, or several: [6, 9]",
         "ast": "window_s: 10.24, hop_s: 10.24",
+        "vqvae": "window_s: 1.0, hop_s: 0.5  # trained on this archive; see training",
     }.get(name, "")
     values, _, comment = settings.partition("  # ")
     line = (
@@ -165,8 +167,13 @@ def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
     for encoder in plan.encoders:
         yield from _describe_encoder(plan, encoder)
+    for model in missing_models(plan):
+        yield (
+            f"{model.training.name:<10} VQ-VAE to train: {model.training.config.codes} codes, on up to "
+            f"{model.training.config.patches:,} patches of {len(model.shards)} shards; then codes of all"
+        )
     for wanted in missing:
-        n_drawn = len(drawn_shards(plan, wanted))
+        n_drawn = len(shards_of(plan, wanted))
         yield (
             f"{wanted.fit.name:<10} codebook to fit: {wanted.fit.rule.clusters} clusters of {wanted.fit.encoder}, "
             f"on up to {wanted.fit.sample.frames:,} frames of {n_drawn} shards; then tokens of all"

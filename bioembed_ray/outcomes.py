@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bioembed_ray.audio import SpanAudio
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.segments import Shard, Span
-from bioembed_ray.versions import READER_VERSION, Dataset
+from bioembed_ray.versions import READER_VERSION
 from bioembed_ray.windows import Coverage, WindowRule, coverage
 
 if TYPE_CHECKING:

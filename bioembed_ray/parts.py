@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
 from bioembed_ray.config import Job
+from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.encoders.base import shortest_window
 from bioembed_ray.errors import BrokenOutput, NotFoundError, Reason, RecordingError
 from bioembed_ray.outcomes import Failure, PartOutcome, outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Shard, span_to_json
-from bioembed_ray.versions import Dataset, PlannedEncoder
 
 if TYPE_CHECKING:
     # They bring torch along, 4 s that reading and planning can do without.
@@ -238,6 +238,8 @@ def weights_stamp(encoder: PlannedEncoder) -> str:
     checkpoint = encoder.checkpoint
     if encoder.is_random:
         return f"RANDOM, untrained (seed {checkpoint.seed})"
+    if encoder.is_untrained:
+        return "not trained yet"
     if checkpoint.repo is not None:
         return f"{checkpoint.repo}@{checkpoint.commit}"
     return f"local, sha256 {checkpoint.digest}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from bioembed_ray import ledger_file, parts, storage
 from bioembed_ray.config import Job
+from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.errors import ConfigError, InputError, NotFoundError
 from bioembed_ray.inputs import Listing, list_input
 from bioembed_ray.inventory import (
@@ -33,7 +34,7 @@ from bioembed_ray.segments import (
     segment_bounds,
     shard_seconds,
 )
-from bioembed_ray.versions import READER_VERSION, Dataset, PlannedEncoder, plan_encoder
+from bioembed_ray.versions import READER_VERSION, plan_encoder
 
 # Folders of Parquet below the output.
 TABLES = ("embeddings", "frames", "fit_frames", "tokens", "recordings", "failures")

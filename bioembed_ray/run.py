@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
-from bioembed_ray import cluster, lease, ledger_file, storage, stream, summary
+from bioembed_ray import cluster, lease, ledger_file, signals, storage, stream, summary
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_archive
 from bioembed_ray.codebooks.fit import fit_codebook
 from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
+from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.errors import LockedError, StorageError, WeightsError
 from bioembed_ray.plan import Plan, Work, audio_seconds, list_again, make_plan, work_seconds
 from bioembed_ray.progress import Progress
 from bioembed_ray.summary import Tally
-from bioembed_ray.versions import Dataset
+from bioembed_ray.versions import plan_encoder
+from bioembed_ray.vqvae.wanted import missing_models
+from bioembed_ray.vqvae_training import train_model
 
-Goal = Literal["all", "codebooks", "tokens"]
+Goal = Literal["all", "models", "codebooks", "tokens"]
 
 # A store that refuses this many parts in a row is full or closed, not flaky.
 MAX_PUT_ERRORS = 3
@@ -53,8 +53,8 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
     Args:
         job: What is wanted.
         say: Takes messages, one line each.
-        goal: `all`; `codebooks` fits what is missing and stops; `tokens` leaves embeddings that
-            are missing alone where tokens do not need them.
+        goal: `all`; `models` trains what is missing and stops, `codebooks` fits what is missing and
+            stops; `tokens` leaves embeddings that are missing alone where tokens do not need them.
 
     Raises:
         LockedError: another run holds the output, or took it over.
@@ -62,14 +62,15 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         StorageError: the output cannot be written.
     """
     storage.check_writable(job.output)
-    with _stopping_on_signals(), lease.hold(job.output, "bioembed run") as lost:
+    with signals.stopping(), lease.hold(job.output, "bioembed run") as lost:
         plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
         for note in plan.notes:
             say(f"warning: {note}")
         # The shards are entered before any work: a killed run is taken up with the same ones.
         ledger_file.save(job.output, plan.ledger)
         tally = Tally()
-        if job.codebooks:
+        _models(plan, tally, lost, say, goal)
+        if job.codebooks and goal != "models":
             _codebooks(plan, tally, lost, say, goal)
             # What was named from standing vectors is known to nobody else yet.
             ledger_file.save(job.output, plan.ledger)
@@ -93,6 +94,37 @@ def _narrow(plan: Plan, goal: Goal) -> None:
     plan.goal = tuple(d for d in plan.datasets if d.table == "tokens" and goal == "tokens")
 
 
+def _models(
+    plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], None], goal: Goal
+) -> None:
+    """Train the VQ-VAEs that are missing on patches of some shards; then plan the rest with them."""
+    job = plan.job
+    missing = missing_models(plan)
+    if not missing:
+        return
+    fitted_on = {codebook.encoder for codebook in job.codebooks.values()}
+    for one in missing:
+        name = one.training.name
+        if goal == "codebooks" and name not in fitted_on:
+            continue
+        standing = plan.standing(one.source)
+        todo = [Work(plan.shards[s], (one.source,)) for s in one.shards if s not in standing]
+        if todo:
+            say(f"{name}: making patches of {len(todo)} shards to train on")
+            _work(plan, todo, tally, lost, say, (one.patches,))
+            ledger_file.save(job.output, plan.ledger)
+        _check_lease(job, lost)
+        found = plan.standing(one.source)
+        sources = [found[shard] for shard in one.shards if shard in found]
+        card = train_model(one.training, sources, one.groups)
+        say(f"{name}: {card['verdict']}")
+        for entry in found.values():
+            storage.delete(entry.uri)
+        plan.listed.pop(one.source, None)
+    encoders = (plan_encoder(name, job) for name in job.encoders)
+    list_again(plan, tuple(encoder for encoder in encoders if not encoder.is_untrained))
+
+
 def _codebooks(
     plan: Plan,
     tally: Tally,
@@ -114,8 +146,8 @@ def _codebooks(
         for one in missing:
             _check_lease(job, lost)
             found = plan.standing(one.source)
-            sources = [found[shard] for shard in wanted.drawn_shards(plan, one) if shard in found]
-            card = fit_codebook(one.fit, sources, wanted.groups_of(plan.ledger, one))
+            sources = [found[shard] for shard in wanted.shards_of(plan, one) if shard in found]
+            card = fit_codebook(one.fit, sources, one.groups(plan.ledger))
             say(f"codebook {one.fit.name}: {card['verdict']}")
         encoders, _ = wanted.with_tokens(plan.encoders, codebooks)
     list_again(plan, encoders)
@@ -138,13 +170,17 @@ def _work(
     tally: Tally,
     lost: threading.Event,
     say: Callable[[str], None],
+    encoders: tuple[PlannedEncoder, ...] | None = None,
 ) -> None:
     job = plan.job
     cluster.connect()
-    _stop_on_signals()
+    signals.stop_here()
     plan.listed.clear()
     resources = cluster.cluster_resources()
-    pools = cluster.plan_pools(job, plan.encoders, resources, len(todo_list))
+    owed = {dataset for work in todo_list for dataset in work.datasets}
+    # A model with nothing to do is not loaded.
+    needed = [e for e in encoders or plan.encoders if owed & set(e.all_datasets)]
+    pools = cluster.plan_pools(job, needed, resources, len(todo_list))
     for pool in pools:
         where = f"{pool.gpus:g} GPU" if pool.gpus else f"CPU, {pool.threads} thread(s)"
         names = ", ".join(encoder.name for encoder in pool.encoders)
@@ -234,31 +270,3 @@ def _drop_fit_frames(plan: Plan) -> None:
         if output.fit_frames is not None:
             for entry in plan.standing(output.fit_frames).values():
                 storage.delete(entry.uri)
-
-
-@contextlib.contextmanager
-def _stopping_on_signals() -> Iterator[None]:
-    """Inside, end on SIGTERM as on Ctrl-C, so that the lease is given back; afterwards as before."""
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    _stop_on_signals()
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            _handle(number, handler)
-
-
-def _stop_on_signals() -> None:
-    """Put our handlers; once more after joining a cluster, since Ray puts its own."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    _handle(signal.SIGINT, stop)
-    _handle(signal.SIGTERM, stop)
-
-
-def _handle(number: signal.Signals, handler: Any) -> None:
-    # Only the main thread may; and one that was put from C reads as None and cannot be put back.
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(number, handler)

@@ -11,6 +11,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,11 @@ import pyarrow as pa
 
 from bioembed_ray.cluster import DECODE_CPUS, PoolPlan
 from bioembed_ray.config import Job
+from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import BioembedError
 from bioembed_ray.plan import Work
 from bioembed_ray.transport import flatten, unflatten
-from bioembed_ray.versions import PlannedEncoder
 from bioembed_ray.work import Receipt, decode_shard, encode_shard, transient
 
 # A shard whose worker died this often is taken apart.
@@ -217,7 +218,10 @@ class EncodeActor:
         self._device = "cuda" if pool.gpus else "cpu"
         self._pool, self._job, self._attempts = pool, job, attempts
         self._is_last, self._is_trial = is_last, is_trial
-        self._busy = threading.Lock()
+        self._busy = threading.RLock()
+        # A GPU goes on with the next shard while parts are put. On a CPU that saves nothing, and
+        # two shards in turns would both end late and both be lost with their worker.
+        self._turn = nullcontext() if pool.gpus else self._busy
         self._encoders: list[tuple[PlannedEncoder, Encoder]] = []
         self._load_error: str | None = None
         for planned in pool.encoders:
@@ -244,13 +248,14 @@ class EncodeActor:
         if self._load_error is not None:
             receipt.load_error = self._load_error
         elif not (receipt.is_poisoned or receipt.failures or receipt.put_error):
-            with self._busy:
-                # Counted when it starts for real: a shard that only waits here is innocent.
-                allowed = ray.get(self._attempts.begin.remote(self._pool.name, work.shard.id))
-            if allowed:
-                self._encode(batch, work, receipt)
-            else:
-                receipt.is_poisoned = True
+            with self._turn:
+                with self._busy:
+                    # Counted when it starts for real: a shard that only waits here is innocent.
+                    allowed = ray.get(self._attempts.begin.remote(self._pool.name, work.shard.id))
+                if allowed:
+                    self._encode(batch, work, receipt)
+                else:
+                    receipt.is_poisoned = True
         done = pa.array([pickle.dumps(receipt)], pa.binary())
         if self._is_last:
             return pa.table({"receipt": done})

@@ -13,11 +13,11 @@ from importlib import metadata
 from typing import Any
 
 from bioembed_ray import storage
+from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.ledger import Known, Ledger
 from bioembed_ray.parts import weights_stamp
 from bioembed_ray.plan import Plan, Work, audio_seconds
-from bioembed_ray.versions import Dataset, PlannedEncoder
 from bioembed_ray.work import Receipt
 
 CURRENT_KEY = "current.json"

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import ledger_file, parts, storage
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import BrokenOutput, InputError, StorageError
 from bioembed_ray.export import list_datasets
 from bioembed_ray.ledger import Known, Ledger
 from bioembed_ray.segments import Shard
-from bioembed_ray.versions import Dataset
 
 
 def verify(output: str) -> Iterator[str]:

@@ -6,124 +6,38 @@ window, hop, tail, block grid, resampler, time expansion, channels, precision, s
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
+from bioembed_ray import storage
 from bioembed_ray.audio import PIECE_S
-from bioembed_ray.config import EncoderConfig, Job, RandomWeights, exact, title
-from bioembed_ray.encoders import registry
+from bioembed_ray.config import (
+    EncoderConfig,
+    Job,
+    LocalWeights,
+    Pretrained,
+    exact,
+    title,
+)
+from bioembed_ray.datasets import Dataset, Output, PlannedEncoder, Tokens, digest
+from bioembed_ray.encoders import mel_patches, registry, vqvae
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.errors import ConfigError
+from bioembed_ray.vqvae.model_file import MODEL_KEY
 from bioembed_ray.windows import WindowRule
 
 # Raised by hand when decoding, resampling, windowing or pooling move any number.
 PREPROCESS_VERSION = 1
 # Raised by hand when the reader learns formats or salvages more; permanent failures are then retried.
 READER_VERSION = 1
+# Raised by hand when training a VQ-VAE moves any number.
+TRAINING_VERSION = 1
 # What a worker is built to hold of a recording at once, and so the most that `segment_s` may be.
 LONGEST_WINDOW_S = 3600
 # Recorders begin a new file once a day at least: beyond it, only first windows would be left.
 LONGEST_HOP_S = 86_400
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Dataset:
-    """One partition of the output: the parts of one encoder, layer and version.
-
-    Attributes:
-        table: "embeddings", "frames", "tokens", or "fit_frames" while a codebook is fitted.
-        encoder: Name of the output, e.g. "hubert" or "hubert.9"; of the codebook for tokens.
-        version: Digest.
-    """
-
-    table: str
-    encoder: str
-    version: str
-
-    @property
-    def prefix(self) -> str:
-        """Folder below the output."""
-        key = "codebook" if self.table == "tokens" else "encoder"
-        return f"{self.table}/{key}={self.encoder}/version={self.version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A codebook that stands, applied to an output.
-
-    Attributes:
-        name: The codebook's name.
-        folder: Where it stands.
-        dataset: Where its tokens go.
-    """
-
-    name: str
-    folder: str
-    dataset: Dataset
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What one layer of an encoder gives.
-
-    Attributes:
-        name: The encoder's name, with the layer where there are several.
-        layer: Transformer layer, None for the model's own output.
-        embeddings: Where its window vectors go.
-        frames: Where its frames go, None where they are not kept.
-        fit_frames: Where all its frames stand while a codebook is fitted, None without frames.
-        tokens: Codebooks applied to it.
-    """
-
-    name: str
-    layer: int | None
-    embeddings: Dataset
-    frames: Dataset | None
-    fit_frames: Dataset | None = None
-    tokens: tuple[Tokens, ...] = ()
-
-    @property
-    def datasets(self) -> tuple[Dataset, ...]:
-        """All partitions that every shard owes."""
-        tokens = tuple(applied.dataset for applied in self.tokens)
-        frames = () if self.frames is None else (self.frames,)
-        return (*frames, *tokens, self.embeddings)
-
-    @property
-    def all_datasets(self) -> tuple[Dataset, ...]:
-        """The same, and the frames that are kept while a codebook is fitted."""
-        return self.datasets if self.fit_frames is None else (self.fit_frames, *self.datasets)
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedEncoder:
-    """An encoder with everything settled but its weights not loaded: small and picklable."""
-
-    name: str
-    config: EncoderConfig
-    facts: Facts
-    checkpoint: Checkpoint
-    rule: WindowRule
-    outputs: tuple[Output, ...]
-
-    @property
-    def is_random(self) -> bool:
-        """True where the weights are untrained."""
-        return isinstance(self.config.weights, RandomWeights)
-
-    @property
-    def datasets(self) -> tuple[Dataset, ...]:
-        """All partitions that every shard owes."""
-        return tuple(dataset for output in self.outputs for dataset in output.datasets)
-
-    @property
-    def all_datasets(self) -> tuple[Dataset, ...]:
-        """The same, and the frames that are kept while a codebook is fitted."""
-        return tuple(dataset for output in self.outputs for dataset in output.all_datasets)
 
 
 def plan_encoder(name: str, job: Job) -> PlannedEncoder:
@@ -133,7 +47,7 @@ def plan_encoder(name: str, job: Job) -> PlannedEncoder:
         ConfigError: a window, hop or block that the encoder cannot take.
         WeightsError: the checkpoint is missing or unreachable.
     """
-    config = job.encoders[name]
+    config = settled(name, job)
     facts = registry.describe(name, config)
     rule = WindowRule(
         _samples(name, "window_s", config.window_s or facts.window_s, facts.rate_hz),
@@ -160,9 +74,71 @@ def plan_encoder(name: str, job: Job) -> PlannedEncoder:
                 None
                 if facts.grid is None
                 else Dataset("fit_frames", called, digest({**content, "stored": "float32"})),
+                _own_tokens(name, checkpoint, content),
             )
         )
     return PlannedEncoder(name, config, facts, checkpoint, rule, tuple(outputs))
+
+
+def settled(name: str, job: Job) -> EncoderConfig:
+    """Return an encoder's settings, pointing at its model where this job trains one and it stands."""
+    config = job.encoders[name]
+    if config.model == vqvae.MODEL and isinstance(config.weights, Pretrained):
+        folder = model_folder(name, job)
+        if storage.exists(storage.join(folder, MODEL_KEY)):
+            update = {"weights": LocalWeights(path=folder), "training": None}
+            return config.model_copy(update=update)
+    return config
+
+
+def model_folder(name: str, job: Job) -> str:
+    """Return where the model that this job trains for an encoder stands.
+
+    Its version covers settings and front end, not the archive: new recordings train nothing anew,
+    a raised `edition` does.
+    """
+    config = job.encoders[name]
+    training, rule = mel_patches.settings(config)
+    content = {
+        "preprocess": PREPROCESS_VERSION,
+        "training": TRAINING_VERSION,
+        "mel": [mel_patches.MEL_VERSION, asdict(rule)],
+        # How many train together is no setting of the model.
+        **training.model_dump(exclude={"workers"}),
+        "time_expansion": job.input.time_expansion,
+        "channels": job.input.channels,
+    }
+    return storage.join(job.output, "models", name, f"version={digest(content)}")
+
+
+def plan_patches(name: str, job: Job) -> PlannedEncoder:
+    """Return the front end of an encoder that is to be trained, as an encoder of its own."""
+    config = job.encoders[name]
+    config = EncoderConfig(
+        model=mel_patches.MODEL,
+        rate_hz=config.rate_hz,
+        training=config.training,
+        tail="drop",
+        pool=config.pool,
+    )
+    facts = registry.describe(name, config)
+    checkpoint = registry.checkpoint(name, config)
+    patch = round(facts.window_s * facts.rate_hz)
+    content = _content(config, facts, checkpoint, "", None, job)
+    # Among the frames that stand only while something is fitted on them.
+    patches = Dataset("fit_frames", name, digest({**content, "patch": patch}))
+    rule = WindowRule(patch, patch, config.tail)
+    return PlannedEncoder(
+        name, config, facts, checkpoint, rule, (Output(name, None, patches, None),)
+    )
+
+
+def _own_tokens(name: str, checkpoint: Checkpoint, content: dict[str, Any]) -> tuple[Tokens, ...]:
+    """Return the codes that a trained model brings along."""
+    if content["family"] != vqvae.MODEL or checkpoint.path is None:
+        return ()
+    dataset = Dataset("tokens", name, digest({**content, "codes": "own"}))
+    return (Tokens(name, checkpoint.path, dataset),)
 
 
 def _content(
@@ -197,12 +173,6 @@ def _content(
         "channels": job.input.channels,
         "precision": config.precision,
     }
-
-
-def digest(content: dict[str, Any]) -> str:
-    """Return 48 bits of SHA-256 over canonical JSON, as hex."""
-    body = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(body.encode()).hexdigest()[:12]
 
 
 def _default_hop(config: EncoderConfig, facts: Facts) -> float:

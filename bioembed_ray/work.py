@@ -19,6 +19,7 @@ from bioembed_ray import storage
 from bioembed_ray.alike import compare
 from bioembed_ray.audio import SpanAudio, read_span
 from bioembed_ray.config import Job
+from bioembed_ray.datasets import Dataset, Output, PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import Reason, RecordingError, StorageError
 from bioembed_ray.outcomes import Failure, PartOutcome, judge
@@ -33,7 +34,7 @@ from bioembed_ray.parts import (
 from bioembed_ray.plan import Work
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.transport import Audio
-from bioembed_ray.versions import Dataset, Output, PlannedEncoder, reach_s
+from bioembed_ray.versions import reach_s
 from bioembed_ray.windows import Clock
 
 if TYPE_CHECKING:

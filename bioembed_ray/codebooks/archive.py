@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.codebooks.card import CARD_KEY, card_bytes, read_card, usage, verdict
+from bioembed_ray.datasets import Tokens
 from bioembed_ray.errors import NotFoundError
-from bioembed_ray.versions import Tokens
 
 READ_THREADS = 8
 

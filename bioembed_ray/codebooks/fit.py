@@ -89,7 +89,7 @@ def fit_codebook(
     connect()
     plan = plan_workers(workers or Workers(), cluster_resources())
     balance = groups if fit.sample.balance is not None else None
-    info = gather_sample(sample_folder(fit), parts, fit.sample, balance, _spread)
+    info = gather_sample(sample_folder(fit), parts, fit.sample, balance, call_each)
     pool = ActorPool(fit, info, plan)
     try:
         return fit_on(fit, info, groups, pool, stream or sys.stderr)
@@ -122,7 +122,7 @@ def plan_workers(workers: Workers, resources: Mapping[str, float]) -> WorkerPlan
     return WorkerPlan(n, gpus, workers.cpus, memory)
 
 
-def _spread(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+def call_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Call a function with each tuple of arguments on the cluster; yield the answers in order."""
     import ray
 

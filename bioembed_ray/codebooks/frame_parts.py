@@ -25,8 +25,8 @@ from bioembed_ray.codebooks.sample import (
 from bioembed_ray.errors import InputError
 from bioembed_ray.inputs import Source
 
-# Rows decoded at once: 48 MB of 768 float32.
-BATCH_ROWS = 1 << 14
+# Decoded at once: some ten thousand rows of 768 float32, fewer longer ones.
+BATCH_ROWS, BATCH_BYTES = 1 << 14, 48 << 20
 PLACES = ("recording", "channel", "sample", "patch", "start_s")
 # Windows are placed by their start in seconds; a microsecond tells any two apart.
 POSITIONS_PER_S = 1_000_000
@@ -78,7 +78,7 @@ class Rows:
 
 
 def read_part(uri: str, with_vectors: bool) -> Iterator[Rows]:
-    """Yield the rows of a part, some ten thousand at a time.
+    """Yield the rows of a part, some at a time.
 
     Args:
         uri: A part of frames/ or embeddings/.
@@ -94,7 +94,11 @@ def read_part(uri: str, with_vectors: bool) -> Iterator[Rows]:
         table = pq.ParquetFile(cast(IO[bytes], file), pre_buffer=False, buffer_size=1 << 20)
         present = [name for name in PLACES if name in table.schema_arrow.names]
         columns = [*present, "embedding"] if with_vectors else present
-        for batch in table.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+        n_rows = BATCH_ROWS
+        if with_vectors:
+            width = table.schema_arrow.field("embedding").type.list_size
+            n_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // (4 * width)))
+        for batch in table.iter_batches(n_rows, columns=columns, use_threads=False):
             yield _rows(batch)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         file.check()

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.config import Job
+from bioembed_ray.datasets import Output, PlannedEncoder, Tokens
 from bioembed_ray.outcomes import PartOutcome, outcome_from_json
 from bioembed_ray.plan import Plan
 from bioembed_ray.segments import Shard
-from bioembed_ray.versions import Output, PlannedEncoder, Tokens
 
 
 @dataclass(frozen=True, slots=True)

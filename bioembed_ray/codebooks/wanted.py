@@ -11,14 +11,12 @@ from bioembed_ray.codebooks.fit_steps import FIT_VERSION, Fit
 from bioembed_ray.codebooks.lloyd import LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.config import Job
-from bioembed_ray.errors import ConfigError, NotFoundError
+from bioembed_ray.datasets import Dataset, Output, PlannedEncoder, Tokens, digest
+from bioembed_ray.draw import drawn_shards, groups_of
+from bioembed_ray.errors import NotFoundError
 from bioembed_ray.ledger import Ledger
 from bioembed_ray.plan import Plan, Work
 from bioembed_ray.summary import read_current
-from bioembed_ray.versions import Dataset, Output, PlannedEncoder, Tokens, digest
-
-# A fit draws on whole shards; twice the frames it takes leaves it a choice between them.
-SURPLUS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +32,15 @@ class Wanted:
     fit: Fit
     encoder: PlannedEncoder
     source: Dataset
+
+    def groups(self, ledger: Ledger) -> dict[str, str] | None:
+        """Return recording -> group that shares the sample, None where all are alike.
+
+        Raises:
+            ConfigError: the manifest has no such column.
+        """
+        key = f"codebooks.{self.fit.name}.balance"
+        return groups_of(ledger, self.fit.sample.balance, key)
 
 
 def wanted_codebooks(job: Job, encoders: tuple[PlannedEncoder, ...]) -> list[Wanted]:
@@ -87,7 +94,11 @@ def token_dataset(wanted: Wanted) -> Dataset | None:
 def with_tokens(
     encoders: tuple[PlannedEncoder, ...], codebooks: list[Wanted]
 ) -> tuple[tuple[PlannedEncoder, ...], list[Wanted]]:
-    """Return the encoders with every standing codebook applied, and the codebooks that are missing."""
+    """Return the encoders with every standing codebook applied, and the codebooks that are missing.
+
+    What an encoder brings along itself, a VQ-VAE's codes, stays.
+    """
+    names = {wanted.fit.name for wanted in codebooks}
     applied: dict[str, list[Tokens]] = {}
     missing = []
     for wanted in codebooks:
@@ -99,29 +110,11 @@ def with_tokens(
         applied.setdefault(wanted.fit.encoder, []).append(tokens)
 
     def fill(output: Output) -> Output:
-        return replace(output, tokens=tuple(applied.get(output.name, ())))
+        own = (tokens for tokens in output.tokens if tokens.name not in names)
+        return replace(output, tokens=(*own, *applied.get(output.name, ())))
 
     filled = (replace(e, outputs=tuple(fill(output) for output in e.outputs)) for e in encoders)
     return tuple(filled), missing
-
-
-def groups_of(ledger: Ledger, wanted: Wanted) -> dict[str, str] | None:
-    """Return recording -> value of the column to balance by, None where none is asked for.
-
-    Raises:
-        ConfigError: the manifest has no such column.
-    """
-    column = wanted.fit.sample.balance
-    if column is None:
-        return None
-    labels = {name: entry.recording.labels for name, entry in ledger.known.items()}
-    if not any(column in found for found in labels.values()):
-        known = sorted({key for found in labels.values() for key in found})
-        raise ConfigError(
-            f"codebooks.{wanted.fit.name}.balance: got {column!r}; the manifest has "
-            f"{', '.join(known) or 'no columns'}"
-        )
-    return {name: str(found.get(column)) for name, found in labels.items()}
 
 
 def fit_work(plan: Plan, missing: list[Wanted]) -> list[Work]:
@@ -132,7 +125,7 @@ def fit_work(plan: Plan, missing: list[Wanted]) -> list[Work]:
     owed = {work.shard.id: list(work.datasets) for work in plan.todo}
     added: dict[str, list[Dataset]] = {}
     for wanted in missing:
-        for shard in drawn_shards(plan, wanted):
+        for shard in shards_of(plan, wanted):
             if shard not in plan.standing(wanted.source):
                 added.setdefault(shard, []).append(wanted.source)
     return [
@@ -141,31 +134,6 @@ def fit_work(plan: Plan, missing: list[Wanted]) -> list[Work]:
     ]
 
 
-def drawn_shards(plan: Plan, wanted: Wanted) -> list[str]:
-    """Return the ids of the shards that a fit draws on, ascending.
-
-    They are taken in that order until they hold `SURPLUS` times the frames of the fit, and every
-    group its share. Ids are digests, so the order is none of place or time.
-    """
-    grid = wanted.encoder.facts.grid
-    rule, rate_hz = wanted.encoder.rule, wanted.encoder.facts.rate_hz
-    step = rule.hop if grid is None else grid.stride / grid.per_step
-    per_second = rate_hz * plan.job.input.time_expansion / step
-    groups = groups_of(plan.ledger, wanted)
-    goal = wanted.fit.sample.frames * SURPLUS / (1 - wanted.fit.sample.held_out)
-    names: set[str | None] = {None} if groups is None else set(groups.values())
-    shares = dict.fromkeys(names, goal / len(names))
-    drawn = []
-    for shard in sorted(plan.shards):
-        frames: dict[str | None, float] = {}
-        for span in plan.shards[shard].spans:
-            group = None if groups is None else groups[span.recording]
-            n_channels = span.header.channels if plan.job.input.channels == "each" else 1
-            seconds = span.promised / span.header.rate_hz
-            frames[group] = frames.get(group, 0.0) + seconds * per_second * n_channels
-        if not any(shares[group] > 0 for group in frames):
-            continue
-        drawn.append(shard)
-        for group, count in frames.items():
-            shares[group] -= count
-    return drawn
+def shards_of(plan: Plan, wanted: Wanted) -> list[str]:
+    """Return the ids of the shards that a fit draws on, ascending."""
+    return drawn_shards(plan, wanted.encoder, wanted.fit.sample, wanted.groups(plan.ledger))

@@ -168,19 +168,20 @@ def fuse(network: torch.nn.Module, images: torch.Tensor) -> Any:
     """Return a network as a graph with activations fused into convolutions, for one input shape."""
     import torch
 
-    before = torch.jit.onednn_fusion_enabled()
+    jit: Any = torch.jit
+    before = jit.onednn_fusion_enabled()
     # Off again afterwards: it would also move the last bits of a caller's own TorchScript files.
-    torch.jit.enable_onednn_fusion(True)
+    jit.enable_onednn_fusion(True)
     try:
         with warnings.catch_warnings():
             # To be replaced by torch.compile, which needs 40 s and gives 2.4 times.
             warnings.simplefilter("ignore", DeprecationWarning)
-            graph = torch.jit.freeze(torch.jit.trace(network, images))
+            graph = jit.freeze(jit.trace(network, images))
         # The first calls measure and compile, and round otherwise than those after them.
         for _ in range(N_WARM_UP):
             graph(images)
     finally:
-        torch.jit.enable_onednn_fusion(before)
+        jit.enable_onednn_fusion(before)
     return graph
 
 

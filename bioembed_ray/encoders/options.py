@@ -49,7 +49,12 @@ def frame_grid(
 
 
 def check_options(
-    config: EncoderConfig, facts: Facts, *, n_layers: int | None, is_on_hub: bool
+    config: EncoderConfig,
+    facts: Facts,
+    *,
+    n_layers: int | None,
+    is_on_hub: bool,
+    is_trained: bool = False,
 ) -> Facts:
     """Return `facts`, after refusing what this encoder has no use for.
 
@@ -58,6 +63,7 @@ def check_options(
         facts: What is known of the encoder.
         n_layers: Blocks of the network; None where it has no layers to choose from.
         is_on_hub: Whether a revision can be chosen.
+        is_trained: Whether it is trained by us.
 
     Raises:
         ConfigError: an option that does not fit.
@@ -72,6 +78,8 @@ def check_options(
             raise ConfigError(f"layer: got {layer}; {model} has layers 0 to {n_layers}")
     if config.rate_hz is not None and config.rate_hz != facts.rate_hz:
         raise ConfigError(f"rate_hz: got {config.rate_hz}; {model} hears {facts.rate_hz} Hz only")
+    if config.training is not None and not is_trained:
+        raise ConfigError(f"training: {model} is not trained here; only vqvae is")
     if config.revision is not None and not is_on_hub:
         raise ConfigError(f"revision: got {config.revision!r}; {model} is not read from the hub")
     if config.frame_unit == "patch":

@@ -18,7 +18,17 @@ from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.errors import ConfigError, WeightsError
 
 # Files are recognised by name alone, so they come before families that may ask the hub.
-FAMILIES = ("beats", "efficientnet", "avex_any", "external", "wav2vec", "ast_audio", "whisper")
+FAMILIES = (
+    "beats",
+    "efficientnet",
+    "vqvae",
+    "mel_patches",
+    "avex_any",
+    "external",
+    "wav2vec",
+    "ast_audio",
+    "whisper",
+)
 
 
 class Family(Protocol):

@@ -35,7 +35,7 @@ class Checkpoint:
     """Pinned weights.
 
     Attributes:
-        kind: Where they come from.
+        kind: Where they come from; `none` where there are none, `untrained` before they are made.
         digest: Hex digits that enter the version.
         path: Local file or folder.
         repo: Hub repository.
@@ -44,7 +44,7 @@ class Checkpoint:
         seed: Seed of random weights.
     """
 
-    kind: Literal["hub", "local", "random"]
+    kind: Literal["hub", "local", "random", "none", "untrained"]
     digest: str
     path: str | None = None
     repo: str | None = None
