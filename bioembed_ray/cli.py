@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ SET = click.option(
 INPUT = click.option("--input", "uri", help="What to read: folder, prefix, glob, file or list.")
 OUTPUT = click.option("--output", help="Folder or bucket prefix of the tables.")
 ENCODERS = click.option(
-    "--encoders", help="Names with commas: beats,efficientnet,wav2vec2,hubert,ast."
+    "--encoders", help="Names with commas: beats,efficientnet,wav2vec2,hubert,ast,vqvae."
 )
+NO_CODEBOOKS = "codebooks: none given; add e.g. hubert-500: {encoder: hubert, clusters: 500}"
 JOB = click.argument("job", required=False, metavar="[JOB.yaml]")
 
 
@@ -54,6 +56,27 @@ def _load(
             "input": loaded.input.model_copy(update={"uri": paths}),
         }
     )
+
+
+def _takes_job(command: Callable[[Job], None]) -> Callable[..., None]:
+    """Give a command the options of a job, and call it with the job."""
+
+    @JOB
+    @INPUT
+    @OUTPUT
+    @ENCODERS
+    @SET
+    @functools.wraps(command)
+    def load_first(
+        job: str | None,
+        uri: str | None,
+        output: str | None,
+        encoders: str | None,
+        overrides: Sequence[str],
+    ) -> None:
+        command(_load(job, overrides, uri, output, encoders))
+
+    return load_first
 
 
 def _output_of(job: str | None, output: str | None, overrides: Sequence[str]) -> str:
@@ -96,25 +119,14 @@ def init(path: str, uri: str, output: str, encoders: str, force: bool) -> None:
 
 
 @commands.command()
-@JOB
-@INPUT
-@OUTPUT
-@ENCODERS
-@SET
-def plan(
-    job: str | None,
-    uri: str | None,
-    output: str | None,
-    encoders: str | None,
-    overrides: Sequence[str],
-) -> None:
+@_takes_job
+def plan(loaded: Job) -> None:
     """Say what a run would do; nothing is written."""
     from bioembed_ray import cluster
     from bioembed_ray.codebooks import wanted
     from bioembed_ray.look import describe_plan
     from bioembed_ray.plan import list_again, make_plan
 
-    loaded = _load(job, overrides, uri, output, encoders)
     found = make_plan(loaded, cluster.probe_recordings, cluster.list_members)
     codebooks = wanted.wanted_codebooks(loaded, found.encoders)
     applied, missing = wanted.with_tokens(found.encoders, codebooks)
@@ -124,65 +136,52 @@ def plan(
 
 
 @commands.command()
-@JOB
-@INPUT
-@OUTPUT
-@ENCODERS
-@SET
-def run(
-    job: str | None,
-    uri: str | None,
-    output: str | None,
-    encoders: str | None,
-    overrides: Sequence[str],
-) -> None:
+@_takes_job
+def run(loaded: Job) -> None:
     """Bring the output up to date with the input; killed anywhere, the next run goes on.
 
-    Codebooks of the job file that are missing are fitted first, on some of the shards.
+    VQ-VAEs and codebooks of the job file that are missing are trained and fitted first, on some of
+    the shards.
     """
-    _run(_load(job, overrides, uri, output, encoders), "all")
+    _run(loaded, "all")
 
 
 @commands.command()
-@JOB
-@INPUT
-@OUTPUT
-@ENCODERS
-@SET
-def embed(
-    job: str | None,
-    uri: str | None,
-    output: str | None,
-    encoders: str | None,
-    overrides: Sequence[str],
-) -> None:
+@_takes_job
+def embed(loaded: Job) -> None:
     """Do what `run` does, but for codebooks and tokens."""
-    loaded = _load(job, overrides, uri, output, encoders)
     _run(loaded.model_copy(update={"codebooks": {}}), "all")
 
 
 @commands.command("fit-codebook")
-@JOB
-@SET
-def fit_codebook(job: str | None, overrides: Sequence[str]) -> None:
+@_takes_job
+def fit_codebook(loaded: Job) -> None:
     """Fit the codebooks of a job that are missing, encoding what they need."""
-    _run(_with_codebooks(_load(job, overrides)), "codebooks")
+    if not loaded.codebooks:
+        raise ConfigError(NO_CODEBOOKS)
+    _run(loaded, "codebooks")
+
+
+@commands.command("train-vqvae")
+@_takes_job
+def train_vqvae(loaded: Job) -> None:
+    """Train the VQ-VAEs of a job that are missing, on a sample of its recordings."""
+    if not _vqvaes(loaded):
+        raise ConfigError("encoders: none is a VQ-VAE; add vqvae: {}")
+    _run(loaded, "models")
 
 
 @commands.command()
-@JOB
-@SET
-def tokenize(job: str | None, overrides: Sequence[str]) -> None:
-    """Write the tokens of a job's codebooks, fitting those that are missing."""
-    _run(_with_codebooks(_load(job, overrides)), "tokens")
+@_takes_job
+def tokenize(loaded: Job) -> None:
+    """Write the tokens of a job's codebooks and VQ-VAEs, fitting and training what is missing."""
+    if not loaded.codebooks and not _vqvaes(loaded):
+        raise ConfigError(NO_CODEBOOKS)
+    _run(loaded, "tokens")
 
 
-def _with_codebooks(loaded: Job) -> Job:
-    if not loaded.codebooks:
-        raise ConfigError(
-            "codebooks: none given; add e.g. hubert-500: {encoder: hubert, clusters: 500}"
-        )
-    return loaded
+def _vqvaes(loaded: Job) -> list[str]:
+    return [name for name, encoder in loaded.encoders.items() if encoder.model == "vqvae"]
 
 
 def _run(loaded: Job, goal: Goal) -> None:

@@ -1,4 +1,4 @@
-"""The demo: a made-up archive through all five encoders, and a look at what was written."""
+"""The demo: a made-up archive through all six systems, and a look at what was written."""
 
 from __future__ import annotations
 
@@ -80,6 +80,7 @@ def run(weights: str) -> None:
    {OUTPUT}/failures/                    the text file that calls itself notes.wav, and the half that a flat
                                       battery cost marsh_20240513_043000.wav
    {OUTPUT}/codebooks/hubert-32/         centroids, and a card: inertia, codes in use, perplexity, agreement
+   {OUTPUT}/models/vqvae/                the VQ-VAE that was trained on the archive; see its reconstructions.png
    {OUTPUT}/tokens/codebook=hubert-32/   one row of tokens per segment and channel
    {OUTPUT}/export/                      one vector per recording as .npy, with a CSV that names the rows
    {OUTPUT}/runs/                        job, versions, environment and timings of every run

@@ -1,0 +1,299 @@
+"""Training a VQ-VAE with Ray Train, on patches that the stream made.
+
+Patches come from the archive's deterministic sample, put in order by tasks on the cluster; every
+worker reads its own share, so a step's batch is a function of its number and training on one
+worker is repeatable. States go through our own storage: a driver or worker that dies is followed
+by one that goes on from the last look, on any store.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+
+from bioembed_ray import storage
+from bioembed_ray.cluster import cluster_resources, connect
+from bioembed_ray.codebooks import blocks
+from bioembed_ray.codebooks.card import CARD_KEY, CODEBOOK_KEY, card_bytes, read_card
+from bioembed_ray.codebooks.fit import call_each
+from bioembed_ray.codebooks.gather import gather_sample
+from bioembed_ray.errors import BioembedError, ConfigError, InputError
+from bioembed_ray.vqvae.model_file import MODEL_KEY, PICTURE_KEY
+from bioembed_ray.vqvae.wanted import Training
+
+# Deaths of workers that a training survives; a fault of ours ends it after as many tries.
+MAX_FAILURES = 5
+POLL_S = 1.0
+MOST_CPU_WORKERS = 4
+
+
+def train_model(
+    wanted: Training,
+    parts: Sequence[storage.ObjectInfo],
+    groups: Mapping[str, str] | None = None,
+    stream: TextIO | None = None,
+) -> dict[str, Any]:
+    """Train a model and put it with its card, unless it stands; return the card.
+
+    Args:
+        wanted: What is wanted.
+        parts: Parts of its front end's patches, in any order.
+        groups: Recording -> value of the column to balance by.
+        stream: Where progress is told, stderr by default.
+
+    Raises:
+        ConfigError: more workers than the cluster has room for.
+        InputError: too few patches, or nothing but silence.
+        StorageError: reading or writing failed.
+        BioembedError: the cluster failed.
+    """
+    if storage.exists(storage.join(wanted.folder, MODEL_KEY)):
+        return read_card(wanted.folder)
+    connect()
+    n_workers, gpus = plan_workers(wanted, cluster_resources())
+    material = _gather(wanted, parts, groups)
+    n_workers = min(n_workers, material.info.n_rows)
+    settings = {"training": wanted.config, "material": material, "state": _state_uri(wanted)}
+    out, info, kind = stream or sys.stderr, material.info, "GPU" if gpus else "CPU"
+    out.write(
+        f"{wanted.name}: training on {info.n_rows} patches, {info.n_held} held out, with {n_workers} {kind} worker(s)\n"
+    )
+    out.flush()
+    started = time.monotonic()
+    _fit(wanted, settings, n_workers, gpus, out)
+    how = {
+        "workers_used": n_workers,
+        "device": "cuda" if gpus else "cpu",
+        "seconds": time.monotonic() - started,
+    }
+    return _finish(wanted, material, how)
+
+
+def _state_uri(wanted: Training) -> str:
+    return storage.join(wanted.folder, "training.pt")
+
+
+def plan_workers(wanted: Training, resources: Mapping[str, float]) -> tuple[int, float]:
+    """Return how many workers train, and GPUs for each.
+
+    Raises:
+        ConfigError: they need more than there is.
+    """
+    n_gpus, n_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    asked = wanted.config.workers
+    if asked == "auto":
+        return (n_gpus, 1.0) if n_gpus else (max(1, min(n_cpus, MOST_CPU_WORKERS)), 0.0)
+    kind, have = ("GPUs", n_gpus) if n_gpus else ("CPUs", n_cpus)
+    if asked > have:
+        raise ConfigError(
+            f"encoders.{wanted.name}.training.workers: got {asked}; the cluster has {have} {kind}"
+        )
+    return asked, 1.0 if n_gpus else 0.0
+
+
+def _gather(
+    wanted: Training, parts: Sequence[storage.ObjectInfo], groups: Mapping[str, str] | None
+) -> Any:
+    """Put the sample in order, and learn how it is standardised."""
+    from bioembed_ray.vqvae.course import Material, group_sums, statistics
+
+    config, folder = wanted.config, storage.join(wanted.folder, "sample")
+    if not parts:
+        raise InputError(_too_few(wanted, 0))
+    balance = groups if config.balance is not None else None
+    try:
+        info = gather_sample(folder, parts, wanted.sample, balance, call_each)
+    except InputError as error:
+        raise InputError(f"{_too_few(wanted, 0)} ({error})") from None
+    if not info.n_held:
+        raise InputError(_too_few(wanted, info.n_rows))
+    groups_of_rows = [(folder, group) for group in range(info.n_groups)]
+    mean, std = statistics(list(call_each(group_sums, groups_of_rows)))
+    n_mels = wanted.mel.n_mels
+    return Material(folder, info, mean, std, info.dim // n_mels, n_mels)
+
+
+def _too_few(wanted: Training, n_rows: int) -> str:
+    return (
+        f"{wanted.name}: {n_rows} patches of {wanted.config.patch_s} s to train on and none to judge by; "
+        f"add recordings, lower training.patch_s or raise training.held_out"
+    )
+
+
+class Board:
+    """Hears the looks of a training, for the driver to tell."""
+
+    def __init__(self) -> None:
+        self._entries: list[dict[str, float]] = []
+
+    def post(self, entry: dict[str, float]) -> None:
+        """Take one look."""
+        self._entries.append(entry)
+
+    def read(self, first: int) -> list[dict[str, float]]:
+        """Return the looks from a number on."""
+        return self._entries[first:]
+
+
+def _fit(
+    wanted: Training, settings: dict[str, Any], n_workers: int, gpus: float, stream: TextIO
+) -> None:
+    """Run Ray Train to its end, telling every look."""
+    # Paths of a job mean the same on a worker as on the driver.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    with tempfile.TemporaryDirectory(prefix="bioembed-train-") as folder:
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={**settings, "board": board},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=n_workers,
+                use_gpu=bool(gpus),
+                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            ),
+            # Ray keeps nothing: states are ours, so a new name never finds an old one's.
+            run_config=RunConfig(
+                name=f"{wanted.name}-{wanted.version}",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        failure: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            # Told by the thread that waits for this one.
+            except BaseException as error:  # noqa: BLE001
+                failure.append(error)
+
+        # Beside the main thread, which tells progress and hears signals.
+        runner = threading.Thread(target=fit, daemon=True)
+        runner.start()
+        _tell(wanted, board, runner, stream)
+    ray.kill(board)
+    if failure:
+        raise _as_ours(failure[0])
+
+
+def _tell(wanted: Training, board: Any, runner: threading.Thread, stream: TextIO) -> None:
+    import ray
+
+    from bioembed_ray.vqvae.card import curve_line
+
+    n_told, step, since = 0, 0.0, time.monotonic()
+    is_alive = True
+    while is_alive:
+        runner.join(POLL_S)
+        is_alive = runner.is_alive()
+        entries = ray.get(board.read.remote(n_told))
+        for entry in entries:
+            now = time.monotonic()
+            done = max(0.0, entry["step"] - step) * wanted.config.batch_size
+            rate = done / max(1e-3, now - since)
+            stream.write(curve_line(wanted.name, entry, wanted.config, rate) + "\n")
+            stream.flush()
+            n_told, step, since = n_told + 1, entry["step"], now
+
+
+def _as_ours(error: BaseException) -> BaseException:
+    """Return what a worker raised, in one line."""
+    found: list[BaseException] = list(getattr(error, "worker_failures", {}).values()) or [error]
+    text = " ".join(str(found[0]).split())[-300:]
+    return BioembedError(f"training failed ({text}); run again to go on")
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Train on one worker of Ray Train; see `course.run_course`."""
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+    import torch.distributed
+
+    from bioembed_ray.vqvae.course import Place, run_course
+
+    context = ray.train.get_context()
+    n_workers, rank = context.get_world_size(), context.get_world_rank()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+    def add(values: Any) -> Any:
+        if n_workers == 1:
+            return values
+        total = torch.from_numpy(np.asarray(values, np.float64)).to(device)
+        torch.distributed.all_reduce(total)
+        return total.cpu().numpy()
+
+    def wrap(model: Any) -> Any:
+        if n_workers == 1:
+            return model
+        return torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None
+        )
+
+    def tell(entry: dict[str, float]) -> None:
+        if rank == 0:
+            ray.get(settings["board"].post.remote(entry))
+        ray.train.report(entry)
+
+    run_course(
+        settings["training"],
+        settings["material"],
+        Place(rank, n_workers, str(device), add),
+        settings["state"],
+        wrap,
+        tell,
+    )
+
+
+def _finish(wanted: Training, material: Any, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what the last state holds: card, picture, codes, and the model last of all."""
+    from bioembed_ray.codebooks.card import Codebook, codebook_bytes
+    from bioembed_ray.vqvae.card import make_card, restore
+    from bioembed_ray.vqvae.course import read_state, state_key
+    from bioembed_ray.vqvae.model_file import About, model_bytes
+
+    config = wanted.config
+    state = read_state(_state_uri(wanted), state_key(config, material))
+    if state is None:
+        raise BioembedError(f"{wanted.name}: training left no state; run again")
+    about = About(
+        wanted.mel,
+        config.patch_s,
+        material.mean,
+        material.std,
+        config.hidden,
+        config.dim,
+        config.codes,
+    )
+    centroids = state.best["quantiser._codebook.embed"][0].float().numpy()
+    codebook = Codebook(
+        wanted.name, wanted.version, wanted.name, wanted.version, "euclidean", centroids
+    )
+    trained = restore(about, state.best, codebook)
+    card, picture = make_card(trained, material, config, state, how)
+    for key, body in (
+        (CARD_KEY, card_bytes(card)),
+        (PICTURE_KEY, picture),
+        (CODEBOOK_KEY, codebook_bytes(codebook)),
+        # Last, since where it stands all is done.
+        (MODEL_KEY, model_bytes(about, trained.tensors())),
+    ):
+        storage.put(storage.join(wanted.folder, key), body)
+    blocks.drop_sample(material.folder)
+    storage.delete(_state_uri(wanted))
+    return card
