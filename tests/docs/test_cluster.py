@@ -125,9 +125,7 @@ def test_entry_point_is_its_command(path: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     # No file may be called tokenize.py: it would hide Python's own module.
-    command = {"fit_codebook": "fit-codebook", "assign_tokens": "tokenize"}.get(
-        path.stem, path.stem
-    )
+    command = {"assign_tokens": "tokenize"}.get(path.stem, path.stem.replace("_", "-"))
     assert re.search(rf"^Usage: .*\b{command} ", answer.stdout), answer.stdout
 
 

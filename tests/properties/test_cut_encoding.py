@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioembed_ray.config import EncoderConfig
+from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encode import encode
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.encoders.weights import Checkpoint
-from bioembed_ray.versions import PlannedEncoder, reach_s
+from bioembed_ray.versions import reach_s
 from bioembed_ray.windows import Clock, WindowRule
 from tests.unit.references import (
     FakeFrames,

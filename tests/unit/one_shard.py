@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bioembed_ray import parts, versions
+from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.outcomes import PartOutcome
 from bioembed_ray.plan import Work
 from bioembed_ray.segments import Shard, Span
-from bioembed_ray.versions import PlannedEncoder, plan_encoder
+from bioembed_ray.versions import plan_encoder
 from bioembed_ray.work import Receipt
 from tests.unit.audio_samples import wav
 from tests.unit.references import (

@@ -16,6 +16,7 @@ import torch
 from bioembed_ray.apply import Place
 from bioembed_ray.audio import Track
 from bioembed_ray.config import EncoderConfig, Job, RandomWeights
+from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encoders.base import Facts, FrameGrid
 from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.inputs import Source
@@ -23,7 +24,6 @@ from bioembed_ray.plan import Work
 from bioembed_ray.probe import Header, probe
 from bioembed_ray.segments import Span
 from bioembed_ray.storage import stat_object
-from bioembed_ray.versions import PlannedEncoder
 from bioembed_ray.windows import Clock, Tail, WindowRule
 from bioembed_ray.work import Receipt, decode_shard, encode_shard
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from bioembed_ray import parts, schema, storage
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
 from bioembed_ray.export import export, find_dataset, list_datasets, read_windows, write
-from bioembed_ray.versions import Dataset
 
 DATASET = Dataset("embeddings", "fake", "v1")
 

@@ -89,7 +89,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"output": "out"}, "encoders: is missing"),
     (
         job(encoders={}),
-        "encoders: none given; name one of beats, efficientnet, wav2vec2, hubert, ast",
+        "encoders: none given; name one of beats, efficientnet, wav2vec2, hubert, ast, vqvae",
     ),
     (job(encoder={}), "encoder: unknown key; did you mean 'encoders'?"),
     (
@@ -117,7 +117,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         job(encoders={"own": {}}),
-        "encoders.own.model: is missing; only beats, efficientnet, wav2vec2, hubert, ast bring one along",
+        "encoders.own.model: is missing; only beats, efficientnet, wav2vec2, hubert, ast, vqvae bring one along",
     ),
     (job(encoders={"huberd": {}}), "encoders.huberd.model: is missing; did you mean 'hubert'?"),
     (job(pools=4), "pools: got 4; must hold keys such as default"),

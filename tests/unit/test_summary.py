@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason
 from bioembed_ray.outcomes import Failure, PartOutcome
 from bioembed_ray.plan import Work
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.summary import Tally
-from bioembed_ray.versions import Dataset
 from bioembed_ray.work import Receipt
 from tests.unit.references import header_of, source_named
 

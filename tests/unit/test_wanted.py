@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bioembed_ray import versions
-from bioembed_ray.codebooks.wanted import Wanted, drawn_shards, fit_work, wanted_codebooks
+from bioembed_ray.codebooks.wanted import Wanted, fit_work, shards_of, wanted_codebooks
 from bioembed_ray.plan import Plan
 from tests.unit.made_up_archive import WINDOWS, Archive
 from tests.unit.references import FakeRegistry
@@ -38,7 +38,7 @@ def test_a_fit_draws_on_the_first_shards_that_hold_twice_its_frames(
     archive: Archive, frames: int, n_drawn: int
 ) -> None:
     found, wanted = planned(archive, fit_frames=frames)
-    assert drawn_shards(found, wanted) == sorted(found.shards)[:n_drawn]
+    assert shards_of(found, wanted) == sorted(found.shards)[:n_drawn]
 
 
 def test_every_group_gets_its_share(archive: Archive) -> None:
@@ -48,12 +48,12 @@ def test_every_group_gets_its_share(archive: Archive) -> None:
         for span in contents.spans:
             entry = found.ledger.known[span.recording]
             entry.recording.labels["site"] = "rare" if shard == last else "common"
-    assert drawn_shards(found, wanted) == [first, last]
+    assert shards_of(found, wanted) == [first, last]
 
 
 def test_only_what_does_not_stand_is_encoded_for_the_fit(archive: Archive) -> None:
     found, wanted = planned(archive, fit_frames=180)
-    drawn = drawn_shards(found, wanted)
+    drawn = shards_of(found, wanted)
     assert [work.shard.id for work in fit_work(found, [wanted])] == drawn[:3]
     found.todo = [work for work in found.todo if work.shard.id == drawn[1]]
     archive.run(found)
