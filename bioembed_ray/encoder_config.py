@@ -86,7 +86,7 @@ class TrainingConfig(Settings):
     """Share of the patches that is never trained on, to judge by."""
     balance: str | None = None
     """Manifest column whose values get equal shares of the patches."""
-    batch_size: int = Field(default=32, ge=1, le=65_536)
+    batch_size: int = Field(default=16, ge=1, le=65_536)
     """Patches per step, all workers together."""
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Of AdamW, after warming up; it falls to a tenth along a cosine."""

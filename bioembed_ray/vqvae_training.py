@@ -193,19 +193,15 @@ def _tell(wanted: Training, board: Any, runner: threading.Thread, stream: TextIO
 
     from bioembed_ray.vqvae.card import curve_line
 
-    n_told, step, since = 0, 0.0, time.monotonic()
+    n_told = 0
     is_alive = True
     while is_alive:
         runner.join(POLL_S)
         is_alive = runner.is_alive()
-        entries = ray.get(board.read.remote(n_told))
-        for entry in entries:
-            now = time.monotonic()
-            done = max(0.0, entry["step"] - step) * wanted.config.batch_size
-            rate = done / max(1e-3, now - since)
-            stream.write(curve_line(wanted.name, entry, wanted.config, rate) + "\n")
+        for entry in ray.get(board.read.remote(n_told)):
+            stream.write(curve_line(wanted.name, entry, wanted.config) + "\n")
             stream.flush()
-            n_told, step, since = n_told + 1, entry["step"], now
+            n_told += 1
 
 
 def _as_ours(error: BaseException) -> BaseException:

@@ -18,6 +18,7 @@ from bioembed_ray.codebooks.card import Codebook, usage, verdict
 from bioembed_ray.codebooks.frame_parts import POSITIONS_PER_S, Rows
 from bioembed_ray.codebooks.nearest import Codes, assign, make_codes
 from bioembed_ray.config import TrainingConfig
+from bioembed_ray.progress import duration
 from bioembed_ray.vqvae.course import EVALUATE_BATCH, Material, Patches, State, read_share
 from bioembed_ray.vqvae.mel import STEP
 from bioembed_ray.vqvae.model_file import About
@@ -208,12 +209,13 @@ def _title(places: Rows, row: int) -> str:
     return f"{shown}\n{places.position[row] / POSITIONS_PER_S:g} s"
 
 
-def curve_line(
-    label: str, entry: Mapping[str, float], training: TrainingConfig, rate: float
-) -> str:
+def curve_line(label: str, entry: Mapping[str, float], training: TrainingConfig) -> str:
     """Return one look as a line of progress."""
+    rate = entry["patches_per_s"]
+    left = (training.max_steps - entry["step"]) * training.batch_size / rate
     return (
         f"{label}: step {entry['step']:.0f} of at most {training.max_steps}, error {entry['error']:.4f}, "
         f"held-out {entry['held_out_error']:.4f} of the variance, {entry['codes_used']:.0f} of "
-        f"{training.codes} codes, perplexity {entry['perplexity']:.1f}, {rate:,.0f} patches/s"
+        f"{training.codes} codes, perplexity {entry['perplexity']:.1f}, {rate:,.0f} patches/s, "
+        f"at most {duration(left)} left"
     )

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -201,7 +202,8 @@ def run_course(
         place: Which worker this is.
         state_uri: Where states are put and looked for.
         wrap: Makes the model one of several processes'.
-        tell: Hears every look, on every worker.
+        tell: Hears every look and the patches trained on per second since the last, on every
+            worker.
     """
     info = material.info
     names = [blocks.group_name(group) for group in range(info.n_groups)]
@@ -224,17 +226,20 @@ def run_course(
         torch.set_rng_state(state.random)
         step, curve, best, ended = state.step, state.curve, state.best, state.ended
     errors: list[float] = []
+    since = time.monotonic()
     while ended is None:
         rows = batch_rows(len(mine), batch, step, training.seed + place.rank)
         patches = torch.from_numpy(mine[rows]).to(place.device).float()
-        rate = rate_at(step, training)
-        errors.append(train_step(wrapped, optimiser, patches, rate, training.precision)[0])
+        learning_rate = rate_at(step, training)
+        error, _ = train_step(wrapped, optimiser, patches, learning_rate, training.precision)
+        errors.append(error)
         step += 1
         if step % training.evaluate_steps and step < training.max_steps:
             continue
         look = _look(model, held, training.codes, place)
         curve.append(_entry(step, errors, look))
-        errors = []
+        rate = len(errors) * batch * place.n_workers / (time.monotonic() - since)
+        errors, since = [], time.monotonic()
         if look.error <= min(entry["held_out_error"] for entry in curve):
             best = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
         ended = _ending(curve, step, training)
@@ -249,7 +254,7 @@ def run_course(
                 ended,
             )
             put_state(state_uri, state, key)
-        tell(curve[-1])
+        tell({**curve[-1], "patches_per_s": rate})
 
 
 def _look(model: VqVae, held: Patches, n_codes: int, place: Place) -> Look:

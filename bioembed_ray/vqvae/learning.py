@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
-from vector_quantize_pytorch import VectorQuantize
 
 from bioembed_ray.config import TrainingConfig
 from bioembed_ray.vqvae.mel import STEP
@@ -39,6 +38,9 @@ class VqVae(nn.Module):
 
     def __init__(self, training: TrainingConfig, latents_per_batch: int, is_shared: bool) -> None:
         """Build it; `is_shared` where several processes train together."""
+        # Only those who train need it, and it takes seconds to import.
+        from vector_quantize_pytorch import VectorQuantize
+
         super().__init__()
         size = Size(training.hidden, training.dim)
         self.encoder = PatchEncoder(size)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import librosa
@@ -29,14 +28,17 @@ import psutil  # isort: skip
 
 pytestmark = pytest.mark.ray
 RATE_HZ = 8000
+# Slow enough to be killed between two looks.
 TRAINING = {
     "n_mels": 16,
-    "hidden": 8,
+    "hidden": 64,
     "dim": 8,
     "codes": 16,
     "batch_size": 16,
-    "max_steps": 60,
-    "evaluate_steps": 20,
+    "learning_rate": 2e-3,
+    "max_steps": 150,
+    "evaluate_steps": 10,
+    "patience": 99,
     "workers": 1,
 }
 ENCODER = {"model": "vqvae", "rate_hz": RATE_HZ, "training": TRAINING}
@@ -186,7 +188,7 @@ def test_the_card_counts_what_the_archive_uses(done: tuple[Path, Path]) -> None:
     assert card["archive"]["frames"] == counts.sum()
     assert card["archive"]["used"] == (counts > 0).sum()
     assert card["sampled"]["seen"] == 12 * 10 + 47
-    assert card["held_out"]["error"] < card["curve"]["held_out_error"][0]
+    assert card["held_out"]["error"] < 0.8 * card["curve"]["held_out_error"][0]
 
 
 def test_one_segment_or_many_and_any_batch_give_the_same_codes(
@@ -199,93 +201,68 @@ def test_one_segment_or_many_and_any_batch_give_the_same_codes(
     assert not (tmp_path / "o" / "models").exists()
 
 
-def train_command(audio: Path, output: Path, **changed: Any) -> list[str]:
+def test_two_workers_reach_the_error_of_one_and_a_bucket_holds_what_a_disk_does(
+    done: tuple[Path, Path], s3: Bucket
+) -> None:
+    folder, output = done
+    codebooks = {"w-8": {"encoder": "w", "clusters": 8, "fit_frames": 500}}
+    two = {**ENCODER, "training": {**TRAINING, "workers": 2}}
+    encoders = {"w": {"model": "vqvae", "weights": str(model_folder(output))}, "v": two}
+    result = embed(folder / "audio", f"{s3.uri}/o", encoders, codebooks=codebooks)
+    assert result.exit_code == 0
+    keys = s3.listing()
+    for name in ("v", "w", "w-8"):
+        assert any(key.startswith(f"o/tokens/codebook={name}/") for key in keys), name
+    assert list(verify(f"{s3.uri}/o")) == []
+    (key,) = (key for key in keys if key.startswith("o/models/v/") and key.endswith("/card.json"))
+    card = json.loads(s3.get(key))
+    assert card["training"]["workers_used"] == 2
+    one = read_card(str(model_folder(output)))
+    assert card["sampled"]["digest"] == one["sampled"]["digest"]
+    assert card["held_out"]["error"] == pytest.approx(one["held_out"]["error"], rel=0.25)
+
+
+def train_command(audio: Path, output: Path) -> list[str]:
     job = {"encoders.v.model": "vqvae", "encoders.v.rate_hz": RATE_HZ, "shard_minutes": 2}
-    job |= {f"encoders.v.training.{name}": one for name, one in {**TRAINING, **changed}.items()}
+    job |= {f"encoders.v.training.{name}": one for name, one in TRAINING.items()}
     sets = [word for key, value in job.items() for word in ("--set", f"{key}={value}")]
     return ["train-vqvae", "--input", str(audio), "--output", str(output), *sets]
 
 
-def same_model(one: Path, other: Path) -> bool:
-    return all(
-        (model_folder(one) / name).read_bytes() == (model_folder(other) / name).read_bytes()
-        for name in ("model.safetensors", "codebook.safetensors")
-    )
-
-
-def test_training_again_on_one_worker_gives_the_same_bits(
+@pytest.mark.slow
+def test_a_training_killed_twice_ends_with_the_bits_of_an_undisturbed_one(
     done: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    # In other shards than the other: the sample depends on recordings and places alone.
     folder, output = done
-    # Other shards: the sample depends on recordings and places alone.
-    result = bioembed(*train_command(folder / "audio", tmp_path / "o"))
-    assert result.returncode == 0, result.stderr
-    assert "perplexity" in result.stderr
-    assert not (tmp_path / "o" / "tokens").exists()
-    assert same_model(tmp_path / "o", output)
+    command = train_command(folder / "audio", tmp_path / "o")
 
+    def step() -> int:
+        for path in tmp_path.glob("o/models/v/*/training.pt"):
+            found: int = torch.load(path, weights_only=True)["step"]
+            return found
+        return 0
 
-def test_two_workers_reach_the_error_of_one(done: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, output = done
-    two = {"v": {**ENCODER, "training": {**TRAINING, "workers": 2}}}
-    assert embed(folder / "audio", tmp_path / "o", two, shard_minutes=0.5).exit_code == 0
-    one_error, two_error = (
-        read_card(str(model_folder(one)))["held_out"]["error"] for one in (output, tmp_path / "o")
-    )
-    assert read_card(str(model_folder(tmp_path / "o")))["training"]["workers_used"] == 2
-    assert two_error == pytest.approx(one_error, rel=0.25)
-
-
-def test_codebooks_can_be_fitted_on_latents_beside_the_codes_and_on_a_bucket(
-    done: tuple[Path, Path], s3: Bucket
-) -> None:
-    folder, output = done
-    codebooks = {"v-8": {"encoder": "w", "clusters": 8, "fit_frames": 500}}
-    encoders = {"w": {"model": "vqvae", "weights": str(model_folder(output))}, "v": ENCODER}
-    result = embed(folder / "audio", f"{s3.uri}/o", encoders, codebooks=codebooks)
-    assert result.exit_code == 0
-    keys = s3.listing()
-    assert any(key.startswith("o/models/v/version=") for key in keys)
-    for name in ("v", "w", "v-8"):
-        assert any(key.startswith(f"o/tokens/codebook={name}/") for key in keys), name
-    assert list(verify(f"{s3.uri}/o")) == []
-
-
-# Long enough to be killed between two looks.
-SLOW = {"hidden": 64, "max_steps": 150, "evaluate_steps": 10, "patience": 99}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(done: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "o"
-    result = bioembed(*train_command(done[0] / "audio", output, **SLOW))
-    assert result.returncode == 0, result.stderr
-    return output
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
-    done: tuple[Path, Path], undisturbed: Path, tmp_path: Path, victim: str
-) -> None:
-    command = train_command(done[0] / "audio", tmp_path / "o", **SLOW)
     with started(*command) as process:
-        wait_for(lambda: list(tmp_path.glob("o/models/v/*/training.pt")), "a first state", process)
-        if victim == "driver":
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        else:
-            workers = [
-                child
-                for child in psutil.Process(process.pid).children(recursive=True)
-                if "RayTrainWorker" in " ".join(child.cmdline())
-            ]
-            assert workers
-            workers[0].kill()
-            assert process.wait(170) == 0
-    if victim == "driver":
-        assert not list(tmp_path.glob("o/models/v/*/model.safetensors"))
-        result = bioembed(*command)
-        assert result.returncode == 0, result.stderr
-        assert "step 10 of" not in result.stderr
-    assert same_model(tmp_path / "o", undisturbed)
+        wait_for(step, "a first state", process)
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(child.cmdline())
+        ]
+        assert workers
+        workers[0].kill()
+        workers[0].wait(30)
+        before = step()
+        wait_for(lambda: step() > before, "a state after the worker's death", process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not list(tmp_path.glob("o/models/v/*/model.safetensors"))
+    result = bioembed(*command)
+    assert result.returncode == 0, result.stderr
+    assert "v: step 10 of" not in result.stderr
+    assert f"step {TRAINING['max_steps']} of" in result.stderr
+    assert not (tmp_path / "o" / "tokens").exists()
+    for name in ("model.safetensors", "codebook.safetensors"):
+        one, other = (model_folder(where) / name for where in (tmp_path / "o", output))
+        assert one.read_bytes() == other.read_bytes()
