@@ -148,6 +148,8 @@ def _fit(
     """Run Ray Train to its end, telling every look."""
     # Paths of a job mean the same on a worker as on the driver.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # States are put at every look: nobody here listens for a node's warning, one process less.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
