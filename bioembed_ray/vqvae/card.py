@@ -20,16 +20,19 @@ from bioembed_ray.codebooks.nearest import Codes, assign, make_codes
 from bioembed_ray.config import TrainingConfig
 from bioembed_ray.progress import duration
 from bioembed_ray.vqvae.course import EVALUATE_BATCH, Material, Patches, State, read_share
-from bioembed_ray.vqvae.mel import STEP
+from bioembed_ray.vqvae.mel import SILENCE, STEP
 from bioembed_ray.vqvae.model_file import About
 from bioembed_ray.vqvae.network import PatchDecoder, PatchEncoder, Size
 
 PACKAGES = ("bioembed_ray", "numpy", "torch", "ray", "vector-quantize-pytorch", "torchaudio")
 # Patches of the training sample that usage is counted on, and patches in the picture.
 USAGE_PATCHES, PICTURED = 2000, 6
+# Above this share of digital silence, perplexity says more of the recordings than of the codes.
+MUCH_SILENCE = 0.2
 NOTES = {
     "error": "mean squared difference of standardised log-mel values: 1 is the training sample's variance",
     "perplexity": "2^entropy: as many equally frequent codes would be as uncertain",
+    "silent_share": "mel values at the floor, such as bands above a recording's own rate; a lower rate_hz leaves those out",
     "grid": "codes of a whole patch, time steps by bands; tokens are stored time-major",
 }
 
@@ -101,14 +104,17 @@ def make_card(
         some.append(read_share(material, [name], 0, 1))
         if sum(map(len, some)) >= USAGE_PATCHES:
             break
-    fitted_error, fitted = _measure(trained, codes, np.concatenate(some)[:USAGE_PATCHES])
+    fitted_on = np.concatenate(some)[:USAGE_PATCHES]
+    fitted_error, fitted = _measure(trained, codes, fitted_on)
+    silent = silent_share(fitted_on, material)
     held = read_share(material, [blocks.HELD_OUT], 0, 1)
     held_error, held_counts = _measure(trained, codes, held)
     figures = usage(fitted)
     grid = [-(-material.n_frames // STEP), -(-material.n_mels // STEP)]
     book = trained.codebook
     card = {
-        "verdict": f"{verdict(figures)}; held-out error {held_error:.4f} of the variance",
+        "verdict": f"{verdict(figures)}; held-out error {held_error:.4f} of the variance"
+        + (f"; {silent:.0%} of the mel values are digital silence" * (silent > MUCH_SILENCE)),
         "name": book.name,
         "version": book.version,
         "encoder": book.encoder,
@@ -121,6 +127,7 @@ def make_card(
             "patch_s": trained.about.patch_s,
             "mean_db": trained.about.mean,
             "std_db": trained.about.std,
+            "silent_share": silent,
         },
         "training": {
             **training.model_dump(mode="json"),
@@ -160,6 +167,13 @@ def _measure(
         squares += float((decoded - batch).double().square().sum())
         counts += np.bincount(labels.reshape(-1), minlength=len(counts))
     return squares / max(1, patches.size), counts
+
+
+def silent_share(patches: Patches, material: Material) -> float:
+    """Return the share of mel values at the floor, where there was no sound at all."""
+    # Half a decibel above the floor, since patches are float16.
+    floor = (10 * np.log10(SILENCE) + 0.5 - material.mean) / material.std
+    return float((patches.astype(np.float32) < floor).mean())
 
 
 def _picture(

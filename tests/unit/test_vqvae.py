@@ -23,7 +23,7 @@ from bioembed_ray.codebooks.frame_parts import Rows
 from bioembed_ray.config import EncoderConfig, LocalWeights, RandomWeights, TrainingConfig
 from bioembed_ray.encoders import registry
 from bioembed_ray.errors import BioembedError, ConfigError, InputError, WeightsError
-from bioembed_ray.vqvae.card import make_card, restore
+from bioembed_ray.vqvae.card import make_card, restore, silent_share
 from bioembed_ray.vqvae.course import (
     Material,
     Place,
@@ -307,6 +307,16 @@ def test_the_card_says_what_the_codes_keep_of_held_out_patches(
     with Image.open(io.BytesIO(picture)) as image:
         assert image.width > 800 and image.height > 400
         assert len(np.unique(np.asarray(image.convert("L")))) > 50
+
+
+@pytest.mark.parametrize("share", [0.0, 0.375, 1.0])
+def test_the_card_tells_silence_from_faint_sound(share: float) -> None:
+    decibels = np.full((4, 8, 8), -98.5, np.float32)
+    decibels.reshape(-1)[: round(share * decibels.size)] = -100.0
+    info = SampleInfo(4, 0, 64, 4, "", "", 4, {})
+    material = Material("", info, -65.0, 36.0, 8, 8)
+    patches = ((decibels + 65.0) / 36.0).astype(np.float16)
+    assert silent_share(patches, material) == pytest.approx(share)
 
 
 def encoder(folder: Path, **changed: Any) -> Any:
