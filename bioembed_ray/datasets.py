@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bioembed_ray.config import EncoderConfig, RandomWeights
@@ -21,11 +21,13 @@ class Dataset:
         table: "embeddings", "frames", "tokens", or "fit_frames" while a codebook is fitted.
         encoder: Name of the output, e.g. "hubert" or "hubert.9"; of the codebook for tokens.
         version: Digest.
+        content: What the digest is of, where the plan settled it.
     """
 
     table: str
     encoder: str
     version: str
+    content: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def prefix(self) -> str:
@@ -112,6 +114,11 @@ class PlannedEncoder:
     def all_datasets(self) -> tuple[Dataset, ...]:
         """The same, and the frames that are kept while a codebook is fitted."""
         return tuple(dataset for output in self.outputs for dataset in output.all_datasets)
+
+
+def dataset_of(table: str, name: str, content: dict[str, Any]) -> Dataset:
+    """Return the partition whose numbers `content` decides."""
+    return Dataset(table, name, digest(content), content)
 
 
 def digest(content: dict[str, Any]) -> str:

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
+from bioembed_ray.current import read_current
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError, NotFoundError
-from bioembed_ray.summary import read_current
 
 Level = Literal["window", "recording"]
 Pool = Literal["mean", "max", "concat"]

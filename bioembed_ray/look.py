@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bioembed_ray.codebooks.wanted import Wanted, shards_of
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
+from bioembed_ray.current import reasons
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import (
     ConfigError,
@@ -167,6 +168,8 @@ def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
     for encoder in plan.encoders:
         yield from _describe_encoder(plan, encoder)
+    for name, reason in reasons(job.output, plan.encoders):
+        yield f"{name:<10} anew: {reason}"
     for model in missing_models(plan):
         yield (
             f"{model.training.name:<10} VQ-VAE to train: {model.training.config.codes} codes, on up to "

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 
 from bioembed_ray import lease, ledger_file, parts
+from bioembed_ray.current import read_current
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
 from bioembed_ray.export import list_datasets
 from bioembed_ray.ledger import Ledger
 from bioembed_ray.progress import duration, hours
 from bioembed_ray.run import Result
-from bioembed_ray.summary import dataset_seconds, last_record, rates, read_current, reasons
+from bioembed_ray.summary import dataset_seconds, last_record, rates, reasons
 
 
 def describe_result(result: Result) -> Iterator[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bioembed_ray import cluster, lease, ledger_file, signals, storage, stream, summary
+from bioembed_ray import cluster, current, lease, ledger_file, signals, storage, stream, summary
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_archive
 from bioembed_ray.codebooks.fit import fit_codebook
@@ -24,7 +24,7 @@ from bioembed_ray.versions import plan_encoder
 from bioembed_ray.vqvae.wanted import missing_models
 from bioembed_ray.vqvae_training import train_model
 
-Goal = Literal["all", "models", "codebooks", "tokens"]
+Goal = Literal["all", "embeddings", "models", "codebooks", "tokens"]
 
 # A store that refuses this many parts in a row is full or closed, not flaky.
 MAX_PUT_ERRORS = 3
@@ -53,7 +53,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
     Args:
         job: What is wanted.
         say: Takes messages, one line each.
-        goal: `all`; `models` trains what is missing and stops, `codebooks` fits what is missing and
+        goal: `all`; `embeddings` leaves codebooks aside; `models` trains what is missing and stops, `codebooks` fits what is missing and
             stops; `tokens` leaves embeddings that are missing alone where tokens do not need them.
 
     Raises:
@@ -66,11 +66,13 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
         for note in plan.notes:
             say(f"warning: {note}")
+        for name, reason in current.reasons(job.output, plan.encoders):
+            say(f"{name}: {reason}; its current version stays until the new one is complete")
         # The shards are entered before any work: a killed run is taken up with the same ones.
         ledger_file.save(job.output, plan.ledger)
         tally = Tally()
         _models(plan, tally, lost, say, goal)
-        if job.codebooks and goal != "models":
+        if job.codebooks and goal not in {"embeddings", "models"}:
             _codebooks(plan, tally, lost, say, goal)
             # What was named from standing vectors is known to nobody else yet.
             ledger_file.save(job.output, plan.ledger)
@@ -79,12 +81,12 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
             _work(plan, plan.todo, tally, lost, say)
             _check_lease(job, lost)
             ledger_file.save(job.output, plan.ledger)
-        return _finish(plan, tally)
+        return _finish(plan, tally, job.codebooks if goal in {"embeddings", "models"} else ())
 
 
 def _narrow(plan: Plan, goal: Goal) -> None:
     """Leave in the plan what the goal is about."""
-    if goal == "all":
+    if goal in {"all", "embeddings"}:
         return
     plan.todo = [
         replace(work, datasets=named)
@@ -223,7 +225,7 @@ def _try_save(plan: Plan) -> bool:
     return True
 
 
-def _finish(plan: Plan, tally: Tally) -> Result:
+def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
     """Delete what was superseded, move `current.json`, write the run's record."""
     accounted = plan.ledger.accounted()
     complete = {
@@ -240,7 +242,7 @@ def _finish(plan: Plan, tally: Tally) -> Result:
         _describe_codebooks(plan, complete)
     finished = [encoder for encoder in plan.encoders if set(encoder.datasets) <= complete]
     if plan.shards:
-        summary.move_current(plan.job.output, finished)
+        current.move_current(plan.job.output, finished, held_back)
     fraction = summary.failed_fraction(plan.ledger, plan.datasets, plan.job.input.channels)
     waiting = [
         entry.failure

@@ -13,14 +13,13 @@ from importlib import metadata
 from typing import Any
 
 from bioembed_ray import storage
-from bioembed_ray.datasets import Dataset, PlannedEncoder
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.ledger import Known, Ledger
 from bioembed_ray.parts import weights_stamp
 from bioembed_ray.plan import Plan, Work, audio_seconds
 from bioembed_ray.work import Receipt
 
-CURRENT_KEY = "current.json"
 RECORDED_PACKAGES = (
     "bioembed_ray",
     "avex",
@@ -192,43 +191,6 @@ def _why(work: Work, receipt: Receipt) -> Iterator[str]:
     if receipt.is_poisoned:
         names = ", ".join(sorted({span.recording for span in work.shard.spans})[:3])
         yield f"workers kept dying on the shard with {names}"
-
-
-def read_current(output: str) -> dict[str, Any]:
-    """Return which version of each encoder is current; empty before the first complete run."""
-    try:
-        found = json.loads(storage.read(storage.join(output, CURRENT_KEY)))
-    except NotFoundError:
-        return {}
-    return dict(found)
-
-
-def move_current(output: str, finished: list[PlannedEncoder]) -> None:
-    """Make the versions of finished encoders current, in one put; nothing is put where they are."""
-    current = read_current(output)
-    encoders = dict(current.get("encoders", {}))
-    for encoder in finished:
-        for result in encoder.outputs:
-            encoders[result.name] = {
-                "embeddings": result.embeddings.version,
-                "frames": None if result.frames is None else result.frames.version,
-                "weights": weights_stamp(encoder),
-            }
-    codebooks = dict(current.get("codebooks", {}))
-    for result in (result for encoder in finished for result in encoder.outputs):
-        for tokens in result.tokens:
-            codebooks[tokens.name] = {
-                "encoder": result.name,
-                "codebook": tokens.folder.rpartition("version=")[2],
-                "tokens": tokens.dataset.version,
-            }
-    found = {"encoders": encoders, "codebooks": codebooks}
-    if found != {
-        "encoders": current.get("encoders", {}),
-        "codebooks": current.get("codebooks", {}),
-    }:
-        body = json.dumps({**current, **found}, indent=2, sort_keys=True)
-        storage.put(storage.join(output, CURRENT_KEY), body.encode())
 
 
 def write_record(plan: Plan, tally: Tally, run_id: str, exit_code: int) -> None:

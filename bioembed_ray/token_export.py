@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
+from bioembed_ray.current import read_current
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
 from bioembed_ray.export import list_datasets
 from bioembed_ray.run_lengths import as_text, run_lengths
-from bioembed_ray.summary import read_current
 
 
 def find_tokens(output: str, codebook: str) -> Dataset:

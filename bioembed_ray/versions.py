@@ -20,7 +20,7 @@ from bioembed_ray.config import (
     exact,
     title,
 )
-from bioembed_ray.datasets import Dataset, Output, PlannedEncoder, Tokens, digest
+from bioembed_ray.datasets import Output, PlannedEncoder, Tokens, dataset_of, digest
 from bioembed_ray.encoders import mel_patches, registry, vqvae
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.encoders.weights import Checkpoint
@@ -67,13 +67,13 @@ def plan_encoder(name: str, job: Job) -> PlannedEncoder:
             Output(
                 called,
                 layer,
-                Dataset("embeddings", called, digest(windowed)),
-                Dataset("frames", called, digest({**content, "stored": job.frame_dtype}))
+                dataset_of("embeddings", called, windowed),
+                dataset_of("frames", called, {**content, "stored": job.frame_dtype})
                 if config.frames == "all"
                 else None,
                 None
                 if facts.grid is None
-                else Dataset("fit_frames", called, digest({**content, "stored": "float32"})),
+                else dataset_of("fit_frames", called, {**content, "stored": "float32"}),
                 _own_tokens(name, checkpoint, content),
             )
         )
@@ -83,12 +83,21 @@ def plan_encoder(name: str, job: Job) -> PlannedEncoder:
 def settled(name: str, job: Job) -> EncoderConfig:
     """Return an encoder's settings, pointing at its model where this job trains one and it stands."""
     config = job.encoders[name]
-    if config.model == vqvae.MODEL and isinstance(config.weights, Pretrained):
+    if name in trained_here(job):
         folder = model_folder(name, job)
         if storage.exists(storage.join(folder, MODEL_KEY)):
             update = {"weights": LocalWeights(path=folder), "training": None}
             return config.model_copy(update=update)
     return config
+
+
+def trained_here(job: Job) -> list[str]:
+    """Return the encoders whose model the job trains."""
+    return [
+        name
+        for name, config in job.encoders.items()
+        if config.model == vqvae.MODEL and isinstance(config.weights, Pretrained)
+    ]
 
 
 def model_folder(name: str, job: Job) -> str:
@@ -126,7 +135,7 @@ def plan_patches(name: str, job: Job) -> PlannedEncoder:
     patch = round(facts.window_s * facts.rate_hz)
     content = _content(config, facts, checkpoint, "", None, job)
     # Among the frames that stand only while something is fitted on them.
-    patches = Dataset("fit_frames", name, digest({**content, "patch": patch}))
+    patches = dataset_of("fit_frames", name, {**content, "patch": patch})
     rule = WindowRule(patch, patch, config.tail)
     return PlannedEncoder(
         name, config, facts, checkpoint, rule, (Output(name, None, patches, None),)
@@ -137,7 +146,7 @@ def _own_tokens(name: str, checkpoint: Checkpoint, content: dict[str, Any]) -> t
     """Return the codes that a trained model brings along."""
     if content["family"] != vqvae.MODEL or checkpoint.path is None:
         return ()
-    dataset = Dataset("tokens", name, digest({**content, "codes": "own"}))
+    dataset = dataset_of("tokens", name, {**content, "codes": "own"})
     return (Tokens(name, checkpoint.path, dataset),)
 
 

@@ -11,12 +11,12 @@ from bioembed_ray.codebooks.fit_steps import FIT_VERSION, Fit
 from bioembed_ray.codebooks.lloyd import LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.config import Job
-from bioembed_ray.datasets import Dataset, Output, PlannedEncoder, Tokens, digest
+from bioembed_ray.current import read_current
+from bioembed_ray.datasets import Dataset, Output, PlannedEncoder, Tokens, dataset_of, digest
 from bioembed_ray.draw import drawn_shards, groups_of
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.ledger import Ledger
 from bioembed_ray.plan import Plan, Work
-from bioembed_ray.summary import read_current
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def token_dataset(wanted: Wanted) -> Dataset | None:
     except NotFoundError:
         return None
     content = {"codebook": wanted.fit.version, "centroids": hashlib.sha256(body).hexdigest()}
-    return Dataset("tokens", wanted.fit.name, digest(content))
+    return dataset_of("tokens", wanted.fit.name, content)
 
 
 def with_tokens(

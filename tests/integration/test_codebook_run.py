@@ -12,10 +12,13 @@ import pytest
 import soundfile
 import torch
 from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
 
 from bioembed_ray.codebooks.card import read_card, read_codebook
+from bioembed_ray.job_file import load_job
+from bioembed_ray.run import run_job
 from bioembed_ray.verify import verify
-from tests.commands import embed, tiny_encoder
+from tests.commands import ROOT, embed, tiny_encoder
 from tests.tiny import torchscript
 from tests.unit.transformers_fixtures import speech_folder
 
@@ -68,15 +71,15 @@ def centroids(output: Path, codebook: str) -> np.ndarray:
     return read_codebook(str(output / "codebooks" / codebook / f"version={version}")).centroids
 
 
-def frames_alone(model: Path, path: Path) -> np.ndarray:
-    """Return layer 2 of a recording shorter than a block, from transformers called directly."""
+def frames_alone(model: Path, path: Path, layer: int = 2) -> np.ndarray:
+    """Return a layer of a recording shorter than a block, from transformers called directly."""
     from transformers import AutoModel
 
     network = AutoModel.from_pretrained(model).eval()
     wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
     wave = (wave - wave.mean()) / torch.sqrt(wave.var(unbiased=False) + 1e-7)
     with torch.no_grad():
-        return network(wave, output_hidden_states=True).hidden_states[2][0].numpy()
+        return network(wave, output_hidden_states=True).hidden_states[layer][0].numpy()
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,37 @@ def test_tokens_named_from_standing_vectors_alone_are_in_the_ledger(
     only["codebooks"] = {"t-4": settings["codebooks"]["t-4"]}
     assert embed(folder / "audio", tmp_path / "out", **only).exit_code == 0
     assert list(verify(str(tmp_path / "out"))) == []
+
+
+def test_the_recipe_of_128_clusters_on_128_clips_is_one_job_file(
+    model: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """As a notebook does it: transformers on every clip, scikit-learn on all frames at once."""
+    names = [f"{i:03d}.wav" for i in range(128)]
+    write(tmp_path / "clips", names, 0.7)
+    table = "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names))
+    (tmp_path / "annotations.csv").write_text(f"uri,call\n{table}")
+    changed = {
+        "input.uri": tmp_path / "clips",
+        "input.manifest": tmp_path / "annotations.csv",
+        "output": tmp_path / "out",
+        "encoders.wav2vec2.model": model,
+    }
+    recipe = load_job(
+        str(ROOT / "jobs/examples/wav2vec_tokens.yaml"),
+        tuple(f"{key}={value}" for key, value in changed.items()),
+    )
+    assert run_job(recipe, lambda text: None).exit_code == 0
+    frames = {name: frames_alone(model, tmp_path / "clips" / name, -1) for name in names}
+    matrix = np.concatenate(list(frames.values())).astype(np.float64)
+    centres = centroids(tmp_path / "out", "wav2vec2-128").astype(np.float64)
+    assert tokens(tmp_path / "out", "wav2vec2-128") == {
+        name: cdist(one.astype(np.float64), centres).argmin(1).tolist()
+        for name, one in frames.items()
+    }
+    theirs = KMeans(128, n_init=1, random_state=0).fit(matrix).inertia_
+    ours = (cdist(matrix, centres).min(1) ** 2).sum()
+    assert ours < 1.02 * theirs
 
 
 def test_one_segment_or_many_give_the_same_tokens(
