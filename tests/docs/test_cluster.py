@@ -106,7 +106,7 @@ def test_example_is_a_valid_job(path: Path) -> None:
 
 def test_examples_cover_every_known_encoder_and_ultrasound() -> None:
     jobs = {path.stem: load_job(str(path)) for path in EXAMPLES}
-    assert set(jobs) == {"bats", "birds", "small_local", "whales"}
+    assert set(jobs) == {"bats", "birds", "small_local", "wav2vec_tokens", "whales"}
     assert set(jobs["birds"].encoders) == {"beats", "efficientnet", "wav2vec2", "hubert", "ast"}
     assert jobs["bats"].input.time_expansion == 10
 
