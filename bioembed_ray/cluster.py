@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ PROBE_BATCH = 32
 
 # A decoding task waits for the disk more than it computes; so several share a core on small machines.
 DECODE_CPUS = 0.2
+# How long a cluster's head may take to accept a connection.
+ANSWER_S = 10.0
 
 
 def connect() -> None:
@@ -41,6 +44,8 @@ def connect() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        check_address(address)
     try:
         # Without an address Ray would join whatever a stale file in /tmp names.
         with _quiet_stderr():
@@ -53,6 +58,25 @@ def connect() -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(f"RAY_ADDRESS={address}: cannot join the cluster ({text})") from error
+
+
+def check_address(address: str) -> None:
+    """Raise one clear error where nobody listens; Ray would try for minutes, and then crash.
+
+    Raises:
+        ConfigError: no answer.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        # "auto" and ray://, which Ray gives up on in time.
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: cannot join the cluster ({error}); start it, or unset RAY_ADDRESS "
+            f"to work on this machine alone"
+        ) from None
 
 
 @contextlib.contextmanager
