@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import safetensors
-import safetensors.torch
 
 from bioembed_ray import storage
 from bioembed_ray.errors import BioembedError, NotFoundError, WeightsError
@@ -50,8 +49,10 @@ class About:
 
 def model_bytes(about: About, tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Return the file of a model; the same model gives the same bytes."""
+    from safetensors.torch import save
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    body = safetensors.torch.save(plain, {ABOUT: json.dumps(asdict(about), sort_keys=True)})
+    body = save(plain, {ABOUT: json.dumps(asdict(about), sort_keys=True)})
     return bytes(body)
 
 
@@ -93,8 +94,10 @@ def read_tensors(body: bytes, folder: str) -> dict[str, torch.Tensor]:
     Raises:
         WeightsError: the file is damaged.
     """
+    from safetensors.torch import load
+
     try:
-        found: dict[str, torch.Tensor] = safetensors.torch.load(body)
+        found: dict[str, torch.Tensor] = load(body)
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{folder}: {MODEL_KEY} is damaged ({error})") from None
     return found

@@ -200,6 +200,7 @@ def course(
     looks: list[dict[str, float]] = []
 
     def tell(entry: dict[str, float]) -> None:
+        assert entry.pop("patches_per_s") > 0
         looks.append(entry)
         if stop_at is not None and len(looks) == stop_at:
             raise InterruptedError
