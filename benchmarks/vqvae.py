@@ -3,10 +3,11 @@
 The peer is what a first notebook does: the same convolutions, codes begun as small random numbers
 and moved by gradients alone, no revival; once on decibels as they are, once on standardised ones.
 
-    python benchmarks/vqvae.py [--audio DIR] [--steps 600] [--threads 2]
+    python benchmarks/vqvae.py [--audio DIR] [--min-rate 44100] [--steps 600] [--threads 2]
 
 Without --audio it makes the demo's archive. A recording is what libsndfile opens; 1 s patches at
-48 kHz, every tenth of them held out.
+48 kHz, every tenth of them held out. --min-rate leaves out recordings of lower rates, whose upper
+bands are digital silence.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from bioembed_ray.vqvae.learning import batch_rows
 from bioembed_ray.vqvae.mel import filter_bank, log_mel, mel_rule
 
 RATE_HZ = 48_000
-BATCH = 32
+BATCH = 16
 
 
-def patches_of(folder: Path, training: TrainingConfig) -> np.ndarray:
-    """Return the log-mel patches of every recording in a folder, (N, T · F) decibels."""
+def patches_of(folder: Path, training: TrainingConfig, min_rate: int) -> np.ndarray:
+    """Return the log-mel patches of the recordings in a folder, (N, T · F) decibels."""
     rule = mel_rule(training, RATE_HZ)
     bank = filter_bank(rule)
     found = []
@@ -46,6 +47,8 @@ def patches_of(folder: Path, training: TrainingConfig) -> np.ndarray:
         try:
             wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError):
+            continue
+        if rate < min_rate:
             continue
         mono = wave.mean(axis=1)
         mono = mono if rate == RATE_HZ else soxr.resample(mono, rate, RATE_HZ)
@@ -102,7 +105,7 @@ class Textbook(nn.Module):
         return self.decoder(passed.permute(0, 3, 1, 2))[:, 0], codes, loss
 
 
-def train_textbook(train: torch.Tensor, held: torch.Tensor, steps: int) -> tuple[float, int, float]:
+def train_textbook(train: torch.Tensor, held: torch.Tensor, steps: int) -> dict[str, float]:
     """Return held-out error as a share of the variance, codes used and perplexity."""
     torch.manual_seed(0)
     model = Textbook()
@@ -118,7 +121,11 @@ def train_textbook(train: torch.Tensor, held: torch.Tensor, steps: int) -> tuple
     error = F.mse_loss(torch.cat([decoded for decoded, _, _ in outputs]), held).item()
     codes = torch.cat([found for _, found, _ in outputs])
     figures = usage(np.bincount(codes.numpy(), minlength=256))
-    return error / train.var().item(), figures["used"], figures["perplexity"]
+    return {
+        "held_out_error": error / train.var().item(),
+        "codes_used": figures["used"],
+        "perplexity": figures["perplexity"],
+    }
 
 
 def main() -> None:
@@ -128,30 +135,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mels", type=int, default=128)
+    parser.add_argument("--min-rate", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     training = TrainingConfig(
-        n_mels=options.mels, max_steps=options.steps, batch_size=BATCH, evaluate_steps=100
+        n_mels=options.mels,
+        max_steps=options.steps,
+        batch_size=BATCH,
+        evaluate_steps=100,
+        patience=99,
     )
     with tempfile.TemporaryDirectory() as folder:
         audio = options.audio
         if audio is None:
             audio = Path(folder) / "audio"
             write_archive(audio)
-        patches = patches_of(audio, training)
+        patches = patches_of(audio, training, options.min_rate)
         material = put_sample(patches, f"{folder}/sample", options.mels)
         print(f"{len(patches)} patches of 1 s, {material.info.n_held} held out")
-        print("quantiser                     held-out error  codes of 256  perplexity  CPU s")
+        print(
+            "quantiser                     held-out error  codes of 256  perplexity  CPU s",
+            flush=True,
+        )
         started = time.process_time()
         looks: list[dict[str, float]] = []
-        run_course(
-            training, material, Place(), f"{folder}/state.pt", lambda model: model, looks.append
-        )
-        seconds = time.process_time() - started
-        best = min(looks, key=lambda look: look["held_out_error"])
-        for look in looks:
-            print(f"  step {look['step']:>4} {look['held_out_error']:.4f} {look['codes_used']}")
-        report("ours", best["held_out_error"], best["codes_used"], best["perplexity"], seconds)
+
+        def tell(look: dict[str, float]) -> None:
+            looks.append(look)
+            line = f"  ours at step {look['step']}"
+            report(line, look, time.process_time() - started)
+
+        run_course(training, material, Place(), f"{folder}/state.pt", lambda model: model, tell)
         rows = {
             name: torch.from_numpy(blocks.read_vectors(material.folder, name)).reshape(
                 -1, material.n_frames, material.n_mels
@@ -165,11 +179,15 @@ def main() -> None:
             train, held = ((one - mean) / std for one in rows.values())
             started = time.process_time()
             found = train_textbook(train, held, options.steps)
-            report(name, *found, time.process_time() - started)
+            report(name, found, time.process_time() - started)
 
 
-def report(name: str, error: float, used: float, perplexity: float, seconds: float) -> None:
-    print(f"{name:<28} {error:>15.4f} {used:>13.0f} {perplexity:>11.1f} {seconds:>6.0f}")
+def report(name: str, look: dict[str, float], seconds: float) -> None:
+    print(
+        f"{name:<28} {look['held_out_error']:>15.4f} {look['codes_used']:>13.0f} "
+        f"{look['perplexity']:>11.1f} {seconds:>6.0f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def _row(work: bytes, receipt: Receipt, audios: Any) -> pa.Table:
     )
 
 
-def _load_codes(encoders: Sequence[PlannedEncoder], device: str) -> dict[str, Any]:
+def load_codes(encoders: Sequence[PlannedEncoder], device: str) -> dict[str, Any]:
     """Return the centroids of every codebook applied to some encoders, by name."""
     from bioembed_ray.codebooks.card import read_codebook
     from bioembed_ray.codebooks.nearest import make_codes
@@ -237,7 +237,7 @@ class EncodeActor:
                 self._load_error = f"{planned.name} cannot be loaded on a worker: {kind}{text}"
                 break
             self._encoders.append((planned, encoder))
-        self._codes = _load_codes(pool.encoders, self._device)
+        self._codes = load_codes(pool.encoders, self._device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode the shard of a row."""

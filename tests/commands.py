@@ -22,6 +22,7 @@ from bioembed_ray.encoders import registry
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.plan import Work
 from bioembed_ray.run import Result, run_job
+from bioembed_ray.stream import load_codes
 from bioembed_ray.work import Receipt, decode_shard, encode_shard, transient
 from tests.tiny import RATE_HZ
 
@@ -125,6 +126,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> Counter[str]:
 
     def stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Iterator[Receipt]:
         planned_encoders = [planned for pool in pools for planned in pool.encoders]
+        codes = load_codes(planned_encoders, "cpu")
         for work in todo:
             receipt = Receipt(work.shard.id)
             audios = decode_shard(work, planned_encoders, job)
@@ -135,7 +137,9 @@ def without_ray(patch: pytest.MonkeyPatch) -> Counter[str]:
                     loaded[version] = registry.load(
                         planned.name, planned.config, planned.checkpoint, "cpu"
                     )
-                encode_shard(work, audios, planned, loaded[version], "cpu", job, receipt)
+                encode_shard(
+                    work, audios, planned, loaded[version], "cpu", job, receipt, codes=codes
+                )
             counts["parts"] += len(receipt.outcomes)
             yield receipt
 

@@ -18,7 +18,7 @@ from bioembed_ray.codebooks.card import read_card, read_codebook
 from bioembed_ray.job_file import load_job
 from bioembed_ray.run import run_job
 from bioembed_ray.verify import verify
-from tests.commands import ROOT, embed, tiny_encoder
+from tests.commands import ROOT, embed, tiny_encoder, without_ray
 from tests.tiny import torchscript
 from tests.unit.transformers_fixtures import speech_folder
 
@@ -139,9 +139,10 @@ def test_a_run_with_nothing_new_names_nothing_and_new_recordings_only_themselves
 
 
 def test_tokens_named_from_standing_vectors_alone_are_in_the_ledger(
-    done: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+    done: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every shard drawn for the fit, nothing is left to encode afterwards."""
+    without_ray(monkeypatch)
     folder, _, settings = done
     only = {**settings, "encoders": {"t": settings["encoders"]["t"]}}
     only["codebooks"] = {"t-4": settings["codebooks"]["t-4"]}
@@ -150,9 +151,10 @@ def test_tokens_named_from_standing_vectors_alone_are_in_the_ledger(
 
 
 def test_the_recipe_of_128_clusters_on_128_clips_is_one_job_file(
-    model: Path, tmp_path: Path, ray_cluster: None
+    model: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a notebook does it: transformers on every clip, scikit-learn on all frames at once."""
+    without_ray(monkeypatch)
     names = [f"{i:03d}.wav" for i in range(128)]
     write(tmp_path / "clips", names, 0.7)
     table = "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names))

@@ -36,7 +36,7 @@ class Archive:
         # Commit -> version of the frames that a codebook of that model is fitted on.
         self.fitted_on: dict[str, str] = {}
         (folder / "in").mkdir()
-        for number in range(6):
+        for number in range(12):
             rng = np.random.default_rng(number)
             t = np.arange(5 * RATE_HZ) / RATE_HZ
             wave = 0.3 * np.sin(2 * np.pi * rng.integers(200, 6000) * t * (1 + 0.2 * np.sin(2 * t)))
@@ -58,7 +58,7 @@ class Archive:
             "encoders": {"w": {"model": REPO, "layer": 2}, "t": tiny_encoder(self.folder / "t.pt")},
             "codebooks": {"w-6": {"encoder": "w", "clusters": 6, "fit_frames": 200}},
             "pools": {"default": {"actors": 1}},
-            "shard_minutes": 0.2,
+            "shard_minutes": 0.1,
         }
         return parse_job({**raw, **changed}, "test")
 
@@ -77,13 +77,13 @@ class Archive:
                 f"SELECT count(DISTINCT (recording, start_s)), count(*) FROM '{self.output}/embeddings/"
                 f"encoder={name}/version={one['embeddings']}/*.parquet'"
             ).fetchall()
-            assert rows == [(60, 60)]
+            assert rows == [(120, 120)]
         for name, one in current["codebooks"].items():
             rows = duckdb.sql(
                 f"SELECT count(DISTINCT recording), sum(len(tokens)) FROM '{self.output}/tokens/"
                 f"codebook={name}/version={one['tokens']}/*.parquet'"
             ).fetchall()
-            assert rows == [(6, 6 * ((5 * RATE_HZ - 400) // 320 + 1))]
+            assert rows == [(12, 12 * ((5 * RATE_HZ - 400) // 320 + 1))]
             card = self.output / "codebooks" / name / f"version={one['codebook']}" / "card.json"
             version = current["encoders"][one["encoder"]]["embeddings"]
             described = self.output / "versions/embeddings" / one["encoder"] / f"{version}.json"
@@ -131,7 +131,7 @@ def test_an_update_interrupted_anywhere_never_shows_a_mix(
     whole_stream = run.stream.run_stream
     said: list[str] = []
     n_broken = 0
-    for n_shards in (0, 1, 2, 1, 3, 0, 2, 4, 1, 9):
+    for n_shards in (0, 1, 0, 1, 2, 0, 1, 1, 2, 3, 9):
 
         def broken(*arguments: Any, n_shards: int = n_shards) -> Iterator[Any]:
             for done, receipt in enumerate(whole_stream(*arguments)):
@@ -148,7 +148,7 @@ def test_an_update_interrupted_anywhere_never_shows_a_mix(
             archive.check_whole()
         else:
             break
-    assert n_broken >= 3
+    assert n_broken >= 6
     monkeypatch.setattr(stream, "run_stream", whole_stream)
     assert run_job(job, said.append).exit_code == 0
     after = archive.current()
