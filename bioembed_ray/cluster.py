@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,11 @@ def connect() -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(f"RAY_ADDRESS={address}: cannot join the cluster ({text})") from error
+    except OSError as error:
+        raise ConfigError(
+            f"Ray cannot put its files below {os.environ.get('TMPDIR', tempfile.gettempdir())} "
+            f"({str(error)[:200]}); set TMPDIR to a short path that can be written"
+        ) from None
 
 
 def check_address(address: str) -> None:

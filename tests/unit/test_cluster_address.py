@@ -1,13 +1,20 @@
-"""Whether anybody answers where RAY_ADDRESS points."""
+"""Joining a cluster: whether anybody answers, and whether a local one finds room for its files."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from bioembed_ray.cluster import check_address
 from bioembed_ray.errors import ConfigError
+from tests import tiny
+from tests.commands import complaint, environment
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "no-such-host.invalid"])
@@ -29,3 +36,33 @@ def test_an_address_where_somebody_listens_is_left_to_ray() -> None:
 @pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "http://a:1/b"])
 def test_other_kinds_of_address_are_left_to_ray(address: str) -> None:
     check_address(address)
+
+
+def test_a_folder_for_temporary_files_that_ray_cannot_use_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    code = "from bioembed_ray.cli import main; main()"
+    sound = tmp_path / "a.wav"
+    soundfile.write(sound, np.zeros(16_000, np.float32), 16_000)
+    model = tiny.torchscript(tmp_path / "t.pt")
+    settings = (f"encoders.t.model={model}", "encoders.t.rate_hz=16000", "encoders.t.window_s=1.0")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "run",
+            "--input",
+            str(sound),
+            "--output",
+            str(tmp_path / "out"),
+        ]
+        + [word for one in settings for word in ("--set", one)],
+        capture_output=True,
+        text=True,
+        env=environment(TMPDIR=str(folder)),
+        check=False,
+    )
+    assert done.returncode == 2
+    line = complaint(done)
+    assert f"cannot put its files below {folder}" in line and "set TMPDIR" in line
