@@ -29,6 +29,7 @@ def encode(
     n_layers: int,
     keep_frames: bool,
     codes: Sequence[tuple[int, Codes]] = (),
+    stored: str = "float32",
 ) -> tuple[Windows, Frames | None, list[TokenTable]]:
     """Apply an encoder to the tracks of a shard.
 
@@ -40,6 +41,8 @@ def encode(
         n_layers: L, how many outputs the encoder gives.
         keep_frames: Whether every frame is returned.
         codes: Codebooks to assign tokens by, each with the layer whose vectors it takes.
+        stored: Type that window vectors are stored in. Where they are what tokens name, they are
+            named as stored, so that a token is the same whether named now or from the part.
 
     Returns:
         The windows, the frames where they are kept, and one table of tokens per codebook.
@@ -86,7 +89,9 @@ def encode(
                 means.finish()
     found = without_lost(windows)
     if grid is None and codes:
-        vectors = [torch.from_numpy(layer).to(device) for layer in found.vectors]
+        with np.errstate(over="ignore"):
+            rounded = [layer.astype(stored).astype(np.float32) for layer in found.vectors]
+        vectors = [torch.from_numpy(layer).to(device) for layer in rounded]
         for index in np.unique(found.place):
             rows = np.flatnonzero(found.place == index)
             named.add(int(index), found.start[rows], [layer[rows] for layer in vectors])

@@ -172,6 +172,7 @@ def encode_shard(
             len(planned.outputs),
             keep_frames,
             [(number, codes[tokens.name]) for number, tokens in applied],
+            job.embedding_dtype,
         )
         took = time.perf_counter() - started
     receipt.seconds[planned.name] = receipt.seconds.get(planned.name, 0.0) + took
@@ -228,8 +229,7 @@ def _tokens(
 ) -> pa.Table:
     from bioembed_ray.tokens import TokenPlaces, tokens_table
 
-    rate = planned.facts.rate_hz
-    grid = planned.facts.grid
+    rate, grid = planned.facts.rate_hz, planned.facts.grid
     about = TokenPlaces(
         [work.shard.spans[place.span].recording for place in places],
         [place.track.channel for place in places],
