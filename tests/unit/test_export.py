@@ -107,7 +107,7 @@ def test_parts_are_read_in_order_of_recording_channel_and_start(tmp_path: Path) 
 def test_reading_needs_nothing_that_others_imported(tmp_path: Path) -> None:
     put_part(tmp_path, "aa", table_of(COUNTS))
     code = (
-        "from bioembed_ray.export import read_windows; from bioembed_ray.versions import Dataset;"
+        "from bioembed_ray.export import read_windows; from bioembed_ray.datasets import Dataset;"
         f"print(len(read_windows({str(tmp_path)!r}, Dataset('embeddings', 'fake', 'v1'))))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bioembed_ray import parts, storage, versions
+from bioembed_ray import parts, storage
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import BrokenOutput
 from bioembed_ray.segments import shard_id, span_to_json
 from bioembed_ray.windows import WindowRule
@@ -216,7 +217,7 @@ def test_what_is_no_part_of_ours_is_said_to_be_so(tmp_path: Path) -> None:
 
 
 def test_the_listing_knows_parts_by_their_shard(tmp_path: Path) -> None:
-    dataset = versions.Dataset("embeddings", "fake", "v1")
+    dataset = Dataset("embeddings", "fake", "v1")
     assert parts.list_parts(str(tmp_path), dataset) == {}
     folder = tmp_path / dataset.prefix
     folder.mkdir(parents=True)

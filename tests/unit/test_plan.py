@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bioembed_ray import parts, plan, versions
+from bioembed_ray.datasets import Dataset
 from bioembed_ray.encoders.base import FrameGrid
 from bioembed_ray.errors import ConfigError, Reason
 from bioembed_ray.inventory import Changes
@@ -81,7 +82,7 @@ def test_a_partition_is_listed_once_while_nothing_is_put(
     listed = []
     really = parts.list_parts
 
-    def watched(output: str, dataset: versions.Dataset) -> Any:
+    def watched(output: str, dataset: Dataset) -> Any:
         listed.append(dataset)
         return really(output, dataset)
 
