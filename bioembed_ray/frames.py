@@ -98,6 +98,7 @@ class Means:
         ]
         self._counts = np.zeros(n_windows, np.int64)
         self._errors: dict[int, RecordingError] = {}
+        self._short: dict[int, RecordingError] = {}
         bounds = np.searchsorted(
             windows.place, [0, *range(1, int(windows.place.max(initial=0)) + 2)]
         )
@@ -134,15 +135,16 @@ class Means:
             total[first:last] += running[to] - running[since]
 
     def lose(self, place: int, block: Block, error: RecordingError) -> None:
-        """Mark the windows that needed a block which failed."""
+        """Mark the windows that needed a block which failed; one too short had no frame to give."""
         first, last = self._overlapping(place, block.start, block.stop - 1)
-        self._errors.update(dict.fromkeys(range(first, last), error))
+        errors = self._short if error.reason == Reason.TOO_SHORT else self._errors
+        errors.update(dict.fromkeys(range(first, last), error))
 
     def finish(self) -> None:
         """Turn sums into means; windows without a frame, or with a failed block, are lost."""
         short = RecordingError(Reason.TOO_SHORT, "no frame has its centre in the window")
         for empty in np.flatnonzero(self._counts == 0):
-            self._errors.setdefault(int(empty), short)
+            self._errors.setdefault(int(empty), self._short.get(int(empty), short))
         for row, error in sorted(self._errors.items()):
             self._windows.lost.append(lost_window(self._windows, row, error))
         counts = torch.from_numpy(np.maximum(1, self._counts))

@@ -16,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bioembed_ray import apply
+from bioembed_ray.audio import Track
 from bioembed_ray.codebooks import blocks
 from bioembed_ray.codebooks.blocks import SampleInfo
 from bioembed_ray.codebooks.card import Codebook
 from bioembed_ray.codebooks.frame_parts import Rows
 from bioembed_ray.config import EncoderConfig, LocalWeights, RandomWeights, TrainingConfig
+from bioembed_ray.encode import encode
 from bioembed_ray.encoders import registry
 from bioembed_ray.errors import BioembedError, ConfigError, InputError, WeightsError
 from bioembed_ray.vqvae.card import make_card, restore, silent_share
@@ -38,6 +41,7 @@ from bioembed_ray.vqvae.learning import VqVae, batch_rows
 from bioembed_ray.vqvae.mel import filter_bank, log_mel, mel_rule
 from bioembed_ray.vqvae.model_file import About, model_bytes
 from bioembed_ray.vqvae.network import PatchDecoder, PatchEncoder, Size, filled_up
+from bioembed_ray.windows import Clock, WindowRule
 
 RATE_HZ = 8000
 TINY = TrainingConfig(
@@ -424,3 +428,20 @@ def test_wrong_settings_and_damaged_models_are_one_line(
 
 def test_the_decoder_gives_patches_of_multiples_of_four() -> None:
     assert PatchDecoder(Size(8, 4))(torch.zeros(2, 3, 5, 4)).shape == (2, 12, 20)
+
+
+def test_a_last_patch_without_a_mel_frame_takes_no_window_with_it(
+    trained: tuple[Path, dict[str, Any], bytes],
+) -> None:
+    network = encoder(trained[0])
+    rule = WindowRule(RATE_HZ, RATE_HZ // 2, "pad")
+
+    def windows(n_samples: int) -> apply.Windows:
+        wave = chirps(2 * RATE_HZ + 30, 5)[:n_samples]
+        place = apply.Place(0, Clock(RATE_HZ, RATE_HZ), 0, None, n_samples, Track(0, 0, wave))
+        return encode(network, rule, [place], "cpu", 1, False)[0]
+
+    whole, longer = windows(2 * RATE_HZ), windows(2 * RATE_HZ + 30)
+    assert longer.start.tolist() == whole.start.tolist() == [0, 4000, 8000, 12_000]
+    np.testing.assert_array_equal(longer.vectors[0], whole.vectors[0])
+    assert [entry.start for entry in longer.lost] == [16_000]
