@@ -72,7 +72,7 @@ class TokenChange:
             },
             "agreement": same / total if total else None,
             "agreement_without_alignment": stayed / total if total else None,
-            "alignment": {str(i): j for i, j in sorted(partner.items())},
+            "alignment": {str(i): j for i, j in partner.items()},
             "most_frequent_moves": [
                 {"old": i, "new": j, "tokens": count}
                 for count, i, j in sorted(apart, reverse=True)[:MOST_MOVES]

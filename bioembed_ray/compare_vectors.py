@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bioembed_ray.codebooks.sample import mix, track_digest
+from bioembed_ray.codebooks.frame_parts import POSITIONS_PER_S
+from bioembed_ray.codebooks.sample import frame_hashes
 
 # Windows whose neighbours are compared: those with the smallest hashes.
 NEIGHBOURS, NEIGHBOUR_SAMPLE = 10, 2000
@@ -45,7 +46,7 @@ class VectorChange:
         n_both, n_old, n_new: Windows in both, in the old only, in the new only.
         histogram: (200,) windows by cosine, -1 to 1.
         sum_cosine: Sum of cosines; meaningless where lengths differ.
-        by_recording: Recording -> [windows, sum of cosines].
+        by_recording: Recording -> windows, sum of cosines.
         hashes: Hashes of the windows kept for neighbours.
         old, new: Their vectors.
     """
@@ -57,7 +58,7 @@ class VectorChange:
         default_factory=lambda: np.zeros(len(COSINE_BINS) - 1, np.int64)
     )
     sum_cosine: float = 0.0
-    by_recording: dict[str, list[float]] = field(default_factory=dict)
+    by_recording: dict[str, tuple[int, float]] = field(default_factory=dict)
     hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     old: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     new: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
@@ -71,17 +72,20 @@ class VectorChange:
         if not len(rows_old):
             return
         kept = old.select(KEYS).take(pa.array(rows_old))
-        names, channels, starts = (kept.column(key).to_pylist() for key in KEYS)
+        names, recording = np.unique(kept.column("recording").to_pylist(), return_inverse=True)
         before, after = _vectors(old, rows_old), _vectors(new, rows_new)
         if before.shape[1] == after.shape[1]:
             cosines = _cosines(before, after)
             self.histogram += np.histogram(cosines, COSINE_BINS)[0]
             self.sum_cosine += float(cosines.sum())
-            for name, cosine in zip(names, cosines.tolist(), strict=True):
-                sums = self.by_recording.setdefault(name, [0, 0.0])
-                sums[0] += 1
-                sums[1] += cosine
-        self._keep_smallest(_hashes(names, channels, starts), before, after)
+            counts, sums = np.bincount(recording), np.bincount(recording, cosines)
+            for name, count, total in zip(names.tolist(), counts, sums, strict=True):
+                known = self.by_recording.get(name, (0, 0.0))
+                self.by_recording[name] = (known[0] + int(count), known[1] + float(total))
+        channel = kept.column("channel").to_numpy()
+        micros = np.rint(kept.column("start_s").to_numpy() * POSITIONS_PER_S).astype(np.int64)
+        hashes = frame_hashes(names.tolist(), recording, channel, micros, np.zeros_like(recording))
+        self._keep_smallest(hashes, before, after)
 
     def _keep_smallest(
         self, hashes: npt.NDArray[np.uint64], before: Vectors, after: Vectors
@@ -128,12 +132,6 @@ def _cosines(before: Vectors, after: Vectors) -> npt.NDArray[np.float64]:
     cosines = (one * other).sum(axis=1) / np.where(norms > 0, norms, 1.0)
     found: npt.NDArray[np.float64] = np.where(same, 1.0, np.clip(cosines, -1.0, 1.0))
     return found
-
-
-def _hashes(names: list[str], channels: list[int], starts: list[float]) -> npt.NDArray[np.uint64]:
-    tracks = [track_digest(name, channel) for name, channel in zip(names, channels, strict=True)]
-    micros = np.round(np.array(starts) * 1e6).astype(np.uint64)
-    return mix(np.array(tracks, np.uint64) ^ mix(micros))
 
 
 def neighbour_overlap(old: Vectors, new: Vectors, k: int) -> float | None:

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
-from bioembed_ray.compare_tokens import TokenChange, matched
+from bioembed_ray.compare_tokens import TokenChange
 from bioembed_ray.compare_vectors import COSINE_BINS, VectorChange
 from bioembed_ray.current import differences, read_current, read_description
 from bioembed_ray.datasets import Dataset
@@ -77,12 +75,8 @@ def compare_versions(output: str, old: Dataset, new: Dataset) -> VectorChange | 
         raise InputError(f"{old.encoder}: the two versions have no shard in common")
     change = TokenChange() if old.table == "tokens" else VectorChange()
     for shard in shards:
-        change.add(_read(before[shard]), _read(after[shard]))
+        change.add(parts.read_table(before[shard]), parts.read_table(after[shard]))
     return change
-
-
-def _read(entry: storage.ObjectInfo) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read(entry.uri)))
 
 
 def write_comparison(output: str, old: Dataset, new: Dataset, folder: str) -> Iterator[str]:
@@ -168,7 +162,7 @@ def _picture(change: VectorChange | TokenChange, figures: dict[str, Any]) -> byt
     figure = Figure(figsize=(7, 5), layout="constrained")
     FigureCanvasAgg(figure)
     if isinstance(change, TokenChange):
-        _draw_moves(figure, change)
+        _draw_moves(figure, change, figures["alignment"])
     else:
         _draw_cosines(figure, change)
     figure.suptitle(f"{figures['name']}: {figures['old']} to {figures['new']}", fontsize=10)
@@ -191,12 +185,11 @@ def _draw_cosines(figure: Figure, change: VectorChange) -> None:
     axes.set_ylabel("windows")
 
 
-def _draw_moves(figure: Figure, change: TokenChange) -> None:
+def _draw_moves(figure: Figure, change: TokenChange, alignment: dict[str, int]) -> None:
     """Draw which new ids the tokens of an old id have, new ids in the order of their partners."""
     axes = figure.subplots()
-    partner = matched(change.moves)
-    n_old, n_new = change.moves.shape
-    order = [partner[i] for i in range(n_old) if i in partner]
+    n_new = change.moves.shape[1]
+    order = list(alignment.values())
     order += sorted(set(range(n_new)) - set(order))
     share = change.moves[:, order] / np.maximum(change.moves.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, vmin=0, vmax=1, cmap="magma", aspect="auto")

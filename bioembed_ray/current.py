@@ -149,9 +149,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _weights_moved(old: dict[str, Any], new: dict[str, Any]) -> str:
-    where = "hub" if new["kind"] == "hub" else new["kind"]
     if old["kind"] != new["kind"]:
-        return f"weights moved from {_weights(old)} ({old['kind']}) to {_weights(new)} ({where})"
+        return (
+            f"weights moved from {_weights(old)} ({old['kind']}) to {_weights(new)} ({new['kind']})"
+        )
     on = {"hub": " on the hub", "local": f" in {new.get('path')}"}.get(new["kind"], "")
     return f"weights moved from {_weights(old)} to {_weights(new)}{on}"
 

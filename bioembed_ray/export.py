@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.current import read_current
@@ -85,7 +84,7 @@ def read_windows(output: str, dataset: Dataset) -> pa.Table:
         StorageError, BrokenOutput: a part cannot be read.
     """
     tables = [
-        pq.read_table(io.BytesIO(storage.read(entry.uri))).replace_schema_metadata(None)
+        parts.read_table(entry).replace_schema_metadata(None)
         for _, entry in sorted(parts.list_parts(output, dataset).items())
     ]
     table = pa.concat_tables(tables)

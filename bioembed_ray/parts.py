@@ -245,6 +245,15 @@ def weights_stamp(encoder: PlannedEncoder) -> str:
     return f"local, sha256 {checkpoint.digest}"
 
 
+def read_table(entry: storage.ObjectInfo) -> pa.Table:
+    """Return a part's rows.
+
+    Raises:
+        StorageError: reading failed.
+    """
+    return pq.read_table(io.BytesIO(storage.read(entry.uri)))
+
+
 def read_metadata(entry: storage.ObjectInfo) -> dict[str, str]:
     """Return a part's own metadata from its footer, without reading its vectors.
 

@@ -36,7 +36,7 @@ def find_tokens(output: str, codebook: str) -> Dataset:
 def read_tokens(output: str, dataset: Dataset) -> pa.Table:
     """Return all rows of tokens, by recording, channel and start."""
     tables = [
-        pq.read_table(io.BytesIO(storage.read(entry.uri))).replace_schema_metadata(None)
+        parts.read_table(entry).replace_schema_metadata(None)
         for _, entry in sorted(parts.list_parts(output, dataset).items())
     ]
     return pa.concat_tables(tables).sort_by(

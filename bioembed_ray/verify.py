@@ -6,7 +6,6 @@ the rule that each part states.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bioembed_ray import ledger_file, parts, storage
 from bioembed_ray.datasets import Dataset
@@ -84,7 +82,7 @@ def _check_part(
         expected = max(promised, found.n_decoded) * n_channels
         if found.coverage.total != expected:
             yield f"{where}: {span.recording}: {found.coverage.total} samples accounted for of {expected}"
-    table = pq.read_table(io.BytesIO(storage.read(entry.uri)))
+    table = parts.read_table(entry)
     if dataset.table == "tokens":
         yield from _check_tokens(table, where)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.config import Job
@@ -58,7 +56,7 @@ def name_part(job: Job, naming: Naming) -> PartOutcome:
     torch.set_num_threads(1)
     codebook = read_codebook(naming.tokens.folder)
     metadata = parts.read_metadata(naming.source)
-    table = pq.read_table(io.BytesIO(storage.read(naming.source.uri)))
+    table = parts.read_table(naming.source)
     rate = naming.encoder.facts.rate_hz
     scale = rate * job.input.time_expansion
     grid = naming.encoder.facts.grid
