@@ -28,10 +28,16 @@ $(READY): requirements/lock.txt pyproject.toml | $(BIN)/python $(filter $(BIN)/u
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+# The packages whose files we write, for tests that open them. --no-deps, since perch-hoplite asks for
+# an older pandas than avex does and runs with either.
+$(VENV)/.peers: requirements/peers.txt $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements/peers.txt
+	@touch $@
+
 demo: $(READY) ## embed a made-up archive, check it, look at it (WEIGHTS=pretrained for the real models)
 	$(BIN)/python -m bioembed_ray.demo $(WEIGHTS)
 
-test: lint types ## lint, types and every test
+test: lint types $(VENV)/.peers ## lint, types and every test
 	$(BIN)/pytest
 
 test-fast: $(READY) ## the tests to run on every save: no Ray, nothing killed

@@ -18,7 +18,7 @@ from bioembed_ray.compare_vectors import COSINE_BINS, VectorChange
 from bioembed_ray.current import differences, read_current, read_description
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
-from bioembed_ray.export import list_datasets
+from bioembed_ray.partitions import list_datasets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,12 +12,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from bioembed_ray import parts, storage
-from bioembed_ray.current import read_current
-from bioembed_ray.datasets import Dataset
-from bioembed_ray.errors import InputError, NotFoundError
+from bioembed_ray import storage
+from bioembed_ray.errors import InputError
+from bioembed_ray.results import open_output
+from bioembed_ray.rows import vectors_of
 
 Level = Literal["window", "recording"]
 Pool = Literal["mean", "max", "concat"]
@@ -38,74 +37,19 @@ class Exported:
     columns: tuple[str, ...]
 
 
-def find_dataset(output: str, encoder: str, version: str | None) -> Dataset:
-    """Return the partition of window vectors to read: the current version, or the one named.
-
-    Raises:
-        InputError: no such encoder or version; names what there is.
-    """
-    standing = list_datasets(output, "embeddings")
-    names = sorted({dataset.encoder for dataset in standing})
-    if not names:
-        raise InputError(f"{output}: no embeddings; run `bioembed run` first")
-    if encoder not in names:
-        raise InputError(f"{output}: no encoder {encoder!r}; there is {', '.join(names)}")
-    versions = sorted(d.version for d in standing if d.encoder == encoder)
-    if version is None:
-        current = read_current(output).get("encoders", {}).get(encoder, {}).get("embeddings")
-        if current is None and len(versions) > 1:
-            raise InputError(
-                f"{encoder}: no version is current yet; give --version, one of {', '.join(versions)}"
-            )
-        version = current or versions[0]
-    if version not in versions:
-        raise InputError(f"{encoder}: no version {version!r}; there is {', '.join(versions)}")
-    return Dataset("embeddings", encoder, version)
-
-
-def list_datasets(output: str, table: str) -> list[Dataset]:
-    """Return every partition of a table that holds a part."""
-    found = set()
-    try:
-        for entry in storage.list_objects(storage.join(output, table)):
-            folders = entry.key.split("/")
-            if len(folders) == 3 and folders[2].endswith(".parquet"):
-                values = [folder.partition("=")[2] for folder in folders[:2]]
-                found.add(Dataset(table, values[0], values[1]))
-    except NotFoundError:
-        return []
-    return sorted(found)
-
-
-def read_windows(output: str, dataset: Dataset) -> pa.Table:
-    """Return all window rows of a dataset, by recording, channel and start.
-
-    Raises:
-        StorageError, BrokenOutput: a part cannot be read.
-    """
-    tables = [
-        parts.read_table(entry).replace_schema_metadata(None)
-        for _, entry in sorted(parts.list_parts(output, dataset).items())
-    ]
-    table = pa.concat_tables(tables)
-    order = [("recording", "ascending"), ("channel", "ascending"), ("start_s", "ascending")]
-    return table.take(pc.sort_indices(table, sort_keys=order))
-
-
 def export(table: pa.Table, level: Level, pool: Pool) -> Exported:
     """Return vectors per window, or pooled per recording and channel.
 
     Args:
-        table: What `read_windows` gave.
+        table: Window rows, by recording, channel and start.
         level: `window` or `recording`.
         pool: Over a recording's windows: `mean`, `max`, or `concat` for all of them in a row.
 
     Raises:
         InputError: `concat` over recordings with different numbers of windows.
     """
-    column = table.column("embedding").combine_chunks()
-    dim = column.type.list_size
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32)
+    vectors = vectors_of(table.column("embedding"))
+    dim = vectors.shape[1]
     names = table.column("recording").to_pylist()
     channels = table.column("channel").to_pylist()
     if level == "window":
@@ -178,11 +122,9 @@ def export_all(
     Raises:
         InputError: nothing there.
     """
-    names = encoders or tuple(sorted({d.encoder for d in list_datasets(output, "embeddings")}))
-    if not names:
-        find_dataset(output, "", None)
-    for name in names:
-        found = export(read_windows(output, find_dataset(output, name, version)), level, pool)
+    results = open_output(output)
+    for name in encoders or results.encoders:
+        found = export(results.windows(name, version).table(), level, pool)
         title = f"{name}_{level}" + (f"_{pool}" if level == "recording" else "")
         for uri in write(found, storage.join(folder, title), formats):
             yield uri if uri.endswith(".csv") else f"{uri}  {tuple(found.vectors.shape)}"

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
     from obstore.store import ObjectStore
 
 # One flaky minute of a store should not cost a shard; an unreachable endpoint should not cost an hour.
@@ -54,6 +55,21 @@ def store_of(scheme: str, bucket: str) -> ObjectStore:
     endpoint = next((os.environ[v] for v in ENDPOINT_VARIABLES if os.environ.get(v)), "")
     has_region = "AWS_REGION" in os.environ or "AWS_DEFAULT_REGION" in os.environ
     return _open(scheme, bucket, endpoint, has_region)
+
+
+def filesystem(scheme: str) -> AbstractFileSystem:
+    """Return a store as a file system for Arrow, its paths `bucket/key`."""
+    from obstore.fsspec import FsspecStore
+
+    class OneStore(FsspecStore):  # type: ignore[misc]
+        """obstore's own file system, on the store that everything else goes through."""
+
+        cachable = False
+
+        def _construct_store(self, bucket: str) -> ObjectStore:
+            return store_of(scheme, bucket)
+
+    return OneStore(scheme)
 
 
 def stamp_of(meta: Any) -> str:

@@ -9,8 +9,8 @@ from bioembed_ray import lease, ledger_file, parts
 from bioembed_ray.current import read_current
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
-from bioembed_ray.export import list_datasets
 from bioembed_ray.ledger import Ledger
+from bioembed_ray.partitions import list_datasets
 from bioembed_ray.progress import duration, hours
 from bioembed_ray.run import Result
 from bioembed_ray.summary import dataset_seconds, last_record, rates, reasons

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bioembed_ray import disk, remote
 from bioembed_ray.disk import DANGLING
@@ -21,10 +22,14 @@ from bioembed_ray.errors import ChangedError, InputError, NotFoundError, Storage
 from bioembed_ray.store_errors import translated
 from bioembed_ray.uris import absolute, is_local, join, local_uri, shown_uri, split_uri, text_of
 
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
 __all__ = [
     "DANGLING",
     "ObjectInfo",
     "absolute",
+    "arrow_paths",
     "check_writable",
     "create",
     "delete",
@@ -159,6 +164,21 @@ def read(uri: str) -> bytes:
         if not scheme:
             return Path(disk.absolute(key)).read_bytes()
         return remote.read(remote.store_of(scheme, bucket), key)
+
+
+def arrow_paths(uris: list[str]) -> tuple[FileSystem, list[str]]:
+    """Return the objects as paths of an Arrow file system, which reads only what a scan needs.
+
+    Args:
+        uris: Objects of one bucket, or local files.
+    """
+    from pyarrow import fs
+
+    scheme, _, _ = split_uri(uris[0])
+    if not scheme:
+        return fs.LocalFileSystem(), [disk.absolute(split_uri(uri)[2]) for uri in uris]
+    filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote.filesystem(scheme)))
+    return filesystem, [uri.partition("://")[2] for uri in uris]
 
 
 def exists(uri: str) -> bool:

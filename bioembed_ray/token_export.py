@@ -9,39 +9,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bioembed_ray import parts, storage
-from bioembed_ray.current import read_current
-from bioembed_ray.datasets import Dataset
-from bioembed_ray.errors import InputError
-from bioembed_ray.export import list_datasets
+from bioembed_ray import storage
+from bioembed_ray.results import open_output
 from bioembed_ray.run_lengths import as_text, run_lengths
-
-
-def find_tokens(output: str, codebook: str) -> Dataset:
-    """Return the current tokens of a codebook.
-
-    Raises:
-        InputError: no such codebook, or its tokens are not complete yet; names what there is.
-    """
-    names = sorted({dataset.encoder for dataset in list_datasets(output, "tokens")})
-    if codebook not in names:
-        known = ", ".join(names) or "none"
-        raise InputError(f"{output}: no tokens of codebook {codebook!r}; there is {known}")
-    current = read_current(output).get("codebooks", {}).get(codebook)
-    if current is None:
-        raise InputError(f"{codebook}: its tokens are not complete yet; run `bioembed run` again")
-    return Dataset("tokens", codebook, current["tokens"])
-
-
-def read_tokens(output: str, dataset: Dataset) -> pa.Table:
-    """Return all rows of tokens, by recording, channel and start."""
-    tables = [
-        parts.read_table(entry).replace_schema_metadata(None)
-        for _, entry in sorted(parts.list_parts(output, dataset).items())
-    ]
-    return pa.concat_tables(tables).sort_by(
-        [("recording", "ascending"), ("channel", "ascending"), ("start_s", "ascending")]
-    )
 
 
 def write_tokens(table: pa.Table, uri: str, formats: tuple[str, ...]) -> list[str]:
@@ -82,8 +52,9 @@ def export_tokens(
     Raises:
         InputError: no such codebook.
     """
+    results = open_output(output)
     for name in codebooks:
-        table = read_tokens(output, find_tokens(output, name))
+        table = results.tokens(name).table()
         for uri in write_tokens(table, storage.join(folder, f"{name}_tokens"), formats):
             yield f"{uri}  {table.num_rows} rows"
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 from bioembed_ray import ledger_file, parts, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import BrokenOutput, InputError, StorageError
-from bioembed_ray.export import list_datasets
 from bioembed_ray.ledger import Known, Ledger
+from bioembed_ray.partitions import list_datasets
 from bioembed_ray.segments import Shard
 
 

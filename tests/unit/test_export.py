@@ -16,7 +16,9 @@ import torch
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
-from bioembed_ray.export import export, find_dataset, list_datasets, read_windows, write
+from bioembed_ray.export import export, write
+from bioembed_ray.partitions import find_dataset, list_datasets
+from bioembed_ray.results import Results
 
 DATASET = Dataset("embeddings", "fake", "v1")
 
@@ -101,14 +103,14 @@ def test_parts_are_read_in_order_of_recording_channel_and_start(tmp_path: Path) 
     put_part(tmp_path, "zz", shuffled.slice(0, 2))
     put_part(tmp_path, "aa", shuffled.slice(2))
     put_part(tmp_path, "empty", whole.slice(0, 0))
-    assert read_windows(str(tmp_path), DATASET).equals(whole)
+    assert Results(str(tmp_path)).windows("fake").table().equals(whole)
 
 
 def test_reading_needs_nothing_that_others_imported(tmp_path: Path) -> None:
     put_part(tmp_path, "aa", table_of(COUNTS))
     code = (
-        "from bioembed_ray.export import read_windows; from bioembed_ray.datasets import Dataset;"
-        f"print(len(read_windows({str(tmp_path)!r}, Dataset('embeddings', 'fake', 'v1'))))"
+        "import bioembed_ray;"
+        f"print(len(bioembed_ray.open({str(tmp_path)!r}).windows('fake').table()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "6"
