@@ -67,6 +67,11 @@ def save(output: str, ledger: Ledger) -> None:
     storage.put(storage.join(output, RECORDINGS_KEY), _parquet(recordings_table(ledger)))
 
 
+def known_rows(table: pa.Table) -> list[Known]:
+    """Return some rows of recordings/ as what is known of them, without their failures."""
+    return [_known(row) for row in table.to_pylist()]
+
+
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")

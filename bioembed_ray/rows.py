@@ -7,6 +7,7 @@ Rows come part by part, so that an archive larger than memory can be walked thro
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,12 @@ class Rows:
     def weights(self) -> str:
         """What is said of the encoder's weights, e.g. that they are random."""
         return parts.read_metadata(self._entries[0]).get("weights", "")
+
+    @functools.cached_property
+    def placement(self) -> dict[str, Any]:
+        """What decided where the rows lie: rate, window, hop, tail, channels, time expansion."""
+        found: dict[str, Any] = json.loads(parts.read_metadata(self._entries[0])["placement"])
+        return found
 
     @functools.cached_property
     def _entries(self) -> list[storage.ObjectInfo]:
