@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,17 +18,12 @@ from bioembed_ray import parts, schema, storage
 from bioembed_ray.codebooks.card import Codebook, codebook_bytes
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
+from tests.tables import put_table
 
 WINDOWS = Dataset("embeddings", "fake", "v1")
 TOKENS = Dataset("tokens", "book", "t1")
 D = 4
 SITES = {"a.wav": "marsh", "b/ü.wav": "forest", "c.wav": None}
-
-
-def put_table(uri: str, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    storage.put(uri, sink.getvalue())
 
 
 def window_rows(names: list[str], seed: int = 0) -> pa.Table:
