@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from bioembed_ray.compressed import is_compressed, member_bytes
 from bioembed_ray.errors import ChangedError, Reason, RecordingError, StorageError
 from bioembed_ray.inputs import Source
-from bioembed_ray.storage import DANGLING, read_range, stat_object
+from bioembed_ray.storage import ABSENT, DANGLING, read_range, stat_object
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -173,7 +173,7 @@ def open_source(source: Source, patches: Patches = ()) -> ByteFile:
     compressed tar, is read at once.
 
     Raises:
-        RecordingError: a link to nowhere, an empty Parquet cell, a Parquet file that cannot be
+        RecordingError: a link to nowhere, what a manifest names in vain, an empty Parquet cell, a Parquet file that cannot be
             read, or a compressed tar that is damaged before the member.
         StorageError: the store refused while that was read.
     """
@@ -182,6 +182,8 @@ def open_source(source: Source, patches: Patches = ()) -> ByteFile:
         raise RecordingError(
             Reason.EMPTY, "a link whose target is not there; fetch it, e.g. by `git annex get`"
         )
+    if source.stamp == ABSENT:
+        raise RecordingError(Reason.MISSING, "the manifest names it, and nothing stands there")
     if source.row is not None:
         return ByteFile(source, patches, content=_read_cell(source))
     if is_compressed(source.uri):

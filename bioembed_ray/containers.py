@@ -22,7 +22,7 @@ from bioembed_ray.globs import any_of
 from bioembed_ray.inputs import Container, Recording, Source
 from bioembed_ray.manifest import Label, as_label, is_label_type
 from bioembed_ray.names import PARQUET_EXTENSION, extension_of, is_audio, is_hidden
-from bioembed_ray.storage import DANGLING
+from bioembed_ray.storage import ABSENT, DANGLING
 from bioembed_ray.uris import text_of
 
 # WebDataset: files that share their name up to the extension describe one sample.
@@ -44,7 +44,7 @@ def members(container: Container) -> list[Recording]:
         InputError: a Parquet that was asked for by name holds no audio column; a sparse tar.
         StorageError: the store refused, or the object was replaced.
     """
-    if container.stamp == DANGLING:
+    if container.stamp in {ABSENT, DANGLING}:
         whole = Source(container.uri, container.stamp, container.size_bytes)
         found = [Recording(container.name, whole, container.labels)]
     elif extension_of(container.name) == PARQUET_EXTENSION:

@@ -19,6 +19,8 @@ from pathlib import Path
 Found = tuple[str, str, int, str]
 # A link whose target is not there (git-annex before `get`): listed, so that it fails in the open.
 DANGLING = "dangling-link"
+# Named by a manifest and not there: it fails in the open too, and is read once it has another stamp.
+ABSENT = "absent"
 
 
 def absolute(path: str) -> str:

@@ -32,6 +32,8 @@ class Reason(StrEnum):
     """No decoder knows the format, or it is not audio."""
     EMPTY = "empty"
     """The recording decodes to no samples."""
+    MISSING = "missing"
+    """The manifest names it, and nothing stands there."""
     TRUNCATED = "truncated"
     """The header promises more samples than decoding gave; what came is embedded."""
     TOO_SHORT = "too_short"

@@ -20,7 +20,7 @@ from bioembed_ray.names import (
     length_above,
     parent,
 )
-from bioembed_ray.storage import ObjectInfo
+from bioembed_ray.storage import ABSENT, ObjectInfo
 from bioembed_ray.uris import raw_path, shown_uri, text_of
 
 # From here on one listing of the common folder is quicker than asking for each object.
@@ -170,8 +170,8 @@ def from_manifest(manifest: str, uri: str | tuple[str, ...]) -> tuple[str, Itera
         uri: Where its relative URIs start from; ".": the manifest's own folder.
 
     Raises:
-        InputError: see `read_manifest`; two rows of one uri with different labels; a uri that does
-            not exist.
+        InputError: see `read_manifest`; two rows of one uri with different labels; not one uri
+            that exists. A few that do not are recordings that fail.
     """
     if not isinstance(uri, str):
         raise InputError("input.uri: with a manifest, give the one folder that its uris start from")
@@ -186,7 +186,10 @@ def from_manifest(manifest: str, uri: str | tuple[str, ...]) -> tuple[str, Itera
                 f"{manifest}: rows {earlier[0]} and {line} give {written} different labels"
             )
     known = _stat_files(list(rows))
-    _raise_missing([uri for uri in rows if uri not in known], len(rows), manifest)
+    missing = [uri for uri in rows if uri not in known]
+    if len(missing) == len(rows):
+        _raise_missing(missing, len(rows), manifest)
+    known |= {uri: ObjectInfo(text_of(raw_path(uri)), uri, 0, ABSENT) for uri in missing}
     start = base.rstrip("/") + "/"
     # Names are then the manifest's own spelling, which is what people join on.
     root = base if all(uri.startswith(start) for uri in rows) else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bioembed_ray import disk, remote
-from bioembed_ray.disk import DANGLING
+from bioembed_ray.disk import ABSENT, DANGLING
 from bioembed_ray.errors import ChangedError, InputError, NotFoundError, StorageError
 from bioembed_ray.store_errors import translated
 from bioembed_ray.uris import absolute, is_local, join, local_uri, shown_uri, split_uri, text_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 __all__ = [
+    "ABSENT",
     "DANGLING",
     "ObjectInfo",
     "absolute",
@@ -56,7 +57,7 @@ class ObjectInfo:
         uri: Full URI or absolute local path.
         size_bytes: Size in bytes.
         stamp: Changes when the content does: the store's etag, or `<size>-<mtime in ns>` locally;
-            `DANGLING` for a link to nowhere.
+            `DANGLING` for a link to nowhere, `ABSENT` for what a manifest names in vain.
     """
 
     key: str
