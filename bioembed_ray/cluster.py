@@ -27,6 +27,8 @@ PROBE_BATCH = 32
 DECODE_CPUS = 0.2
 # How long a cluster's head may take to accept a connection.
 ANSWER_S = 10.0
+# A busy machine may need more than the half minute that Ray grants itself.
+STARTS = 3
 
 
 def connect() -> None:
@@ -48,14 +50,7 @@ def connect() -> None:
     if address:
         check_address(address)
     try:
-        # Without an address Ray would join whatever a stale file in /tmp names.
-        with _quiet_stderr():
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        _start(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(f"RAY_ADDRESS={address}: cannot join the cluster ({text})") from error
@@ -64,6 +59,32 @@ def connect() -> None:
             f"Ray cannot put its files below {os.environ.get('TMPDIR', tempfile.gettempdir())} "
             f"({str(error)[:200]}); set TMPDIR to a short path that can be written"
         ) from None
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            # Without an address Ray would join whatever a stale file in /tmp names.
+            with _quiet_stderr():
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            return
+        # Ray gives its processes 30 s to start, and raises this very class when they take longer.
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            ray.shutdown()
+            if attempt == STARTS:
+                text = " ".join(str(error).split())[:100]
+                raise BioembedError(
+                    f"Ray did not start in {STARTS} attempts ({text}); this machine is busy: run again later"
+                ) from error
 
 
 def check_address(address: str) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from bioembed_ray.cluster import check_address
-from bioembed_ray.errors import ConfigError
+from bioembed_ray.cluster import check_address, connect
+from bioembed_ray.errors import BioembedError, ConfigError
 from tests import tiny
 from tests.commands import complaint, environment
 
@@ -66,3 +66,43 @@ def test_a_folder_for_temporary_files_that_ray_cannot_use_is_one_line(tmp_path: 
     assert done.returncode == 2
     line = complaint(done)
     assert f"cannot put its files below {folder}" in line and "set TMPDIR" in line
+
+
+def starts(monkeypatch: pytest.MonkeyPatch, answers: list[BaseException | None]) -> list[str]:
+    """Let Ray's start meet these in turn; return the addresses it was started with."""
+    import ray
+
+    met: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        met.append(address)
+        answer = answers[len(met) - 1]
+        if answer is not None:
+            raise answer
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    return met
+
+
+SLOW = Exception("The current node timed out during startup. This could happen because")
+
+
+def test_a_start_that_took_too_long_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = starts(monkeypatch, [SLOW, SLOW, None])
+    connect()
+    assert met == ["local"] * 3
+
+
+def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts(monkeypatch, [SLOW, SLOW, SLOW])
+    with pytest.raises(BioembedError, match="did not start in 3 attempts .* run again later"):
+        connect()
+
+
+def test_another_error_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = starts(monkeypatch, [RuntimeError("no"), None])
+    with pytest.raises(ConfigError, match=r"cannot join the cluster \(no\)"):
+        connect()
+    assert met == ["local"]
