@@ -97,7 +97,7 @@ def test_a_start_that_took_too_long_is_tried_again(monkeypatch: pytest.MonkeyPat
 
 def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     starts(monkeypatch, [SLOW, SLOW, SLOW])
-    with pytest.raises(BioembedError, match="did not start in 3 attempts .* run again later"):
+    with pytest.raises(BioembedError, match=r"did not start in 3 attempts .* run again later"):
         connect()
 
 
