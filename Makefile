@@ -46,7 +46,7 @@ test-fast: $(READY) ## the tests to run on every save: no Ray, nothing killed
 lint: $(READY) ## ruff and codespell
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/codespell $(wildcard bioembed_ray jobs tests benchmarks docs *.md *.yaml Makefile)
+	$(BIN)/codespell $(wildcard bioembed_ray deploy jobs tests benchmarks docs *.md *.yaml Makefile)
 
 types: $(READY) ## mypy --strict
 	$(BIN)/mypy
@@ -64,4 +64,4 @@ lock: | $(BIN)/python $(filter $(BIN)/uv,$(UV)) ## pin the newest versions that 
 
 clean: ## remove what demo, tests and tools left; .venv stays
 	rm -rf demo_audio demo_out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find bioembed_ray jobs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bioembed_ray deploy jobs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
