@@ -11,6 +11,7 @@ import click
 
 from bioembed_ray.cli_options import say, takes_job
 from bioembed_ray.cli_reading import READING
+from bioembed_ray.cli_results import RESULTS
 from bioembed_ray.config import Job, mask_secrets
 from bioembed_ray.errors import BioembedError, ConfigError, TooManyFailures
 
@@ -136,7 +137,7 @@ def _run(loaded: Job, goal: Goal) -> None:
         )
 
 
-for reading in READING:
+for reading in (*READING, *RESULTS):
     commands.add_command(reading)
 
 

@@ -116,12 +116,28 @@ def read_tokens(rows: Rows, recordings: Sequence[str]) -> Iterator[TokenBatch]:
         yield TokenBatch(place, hashes, token, start_s[stands])
 
 
-def bags(rows: Rows, recordings: Sequence[str], n_codes: int) -> npt.NDArray[np.int64]:
-    """Return how often every code is in every recording: (R, K)."""
-    counts = np.zeros((len(recordings), n_codes), np.int64)
+def count_tokens(rows: Rows, recordings: Sequence[str]) -> tuple[Ints, int]:
+    """Return how many tokens each recording has, (R,), and one more than the largest id."""
+    counts, n_codes = np.zeros(len(recordings), np.int64), 0
+    for batch in read_tokens(rows, recordings):
+        counts += np.bincount(batch.recording, minlength=len(recordings))
+        n_codes = max(n_codes, int(batch.token.max(initial=-1)) + 1)
+    return counts, n_codes
+
+
+def bags(rows: Rows, recordings: Sequence[str], n_codes: int) -> Samples:
+    """Return the share of every code in every recording, (R, K): its tokens without their order.
+
+    Args:
+        rows: A partition of tokens/.
+        recordings: (R,) names; each has tokens.
+        n_codes: K.
+    """
+    counts = np.zeros((len(recordings), n_codes), np.float32)
     for batch in read_tokens(rows, recordings):
         np.add.at(counts, (batch.recording, batch.token), 1)
-    return counts
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return Samples(shares, np.arange(len(recordings), dtype=np.int64))
 
 
 def _batches(

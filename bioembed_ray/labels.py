@@ -98,7 +98,7 @@ class _Places:
         self._folder = folder
         self._known = set(self.names)
         uris = recordings.column("uri").to_pylist() if "uri" in recordings.column_names else []
-        self._by_uri = dict(zip(uris, self.names, strict=False))
+        self._by_uri: dict[str, str] = dict(zip(uris, self.names, strict=False))
         self._by_last: dict[str, list[str]] = {}
         for name in self.names:
             self._by_last.setdefault(name.rpartition("/")[2], []).append(name)

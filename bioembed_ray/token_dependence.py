@@ -110,7 +110,7 @@ def _sample(
     Their recording is the place among all.
     """
     places = np.flatnonzero(known & (counts > 0))
-    names = [recordings[place] for place in places]
+    names = [recordings[place] for place in places.tolist()]
     highest = limits(
         lambda: ((batch.recording, batch.hashes) for batch in read_tokens(rows, names)),
         counts[places],
