@@ -22,7 +22,8 @@ INNER_FOLDS = 3
 INNER_ROWS = 2_000
 MAX_ITERATIONS = 500
 NEIGHBOURS = 5
-CHANCE_DRAWS = 20
+# Few rows need many draws for a mean that is worth showing.
+CHANCE_ROWS, MOST_DRAWS, FEWEST_DRAWS = 50_000, 50, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +141,23 @@ def measure(truth: Ints, scores: Scores) -> dict[str, float]:
         truth: (n,) classes.
         scores: (n, C).
     """
-    from sklearn.metrics import average_precision_score, f1_score, recall_score
+    from sklearn.metrics import average_precision_score, f1_score
 
     named, tested = scores.argmax(axis=1), np.unique(truth)
     precisions = [average_precision_score(truth == c, scores[:, c]) for c in tested]
-    recall = recall_score(truth, named, labels=tested, average="macro", zero_division=0)
     return {
         "accuracy": float((truth == named).mean()),
-        "balanced_accuracy": float(recall),
+        "balanced_accuracy": balanced_accuracy(truth, named),
         "macro_f1": float(f1_score(truth, named, average="macro", zero_division=0)),
         "mean_average_precision": float(np.mean(precisions)),
     }
+
+
+def balanced_accuracy(truth: Ints, named: Ints) -> float:
+    """Return the mean, over the classes that are tested, of the share of a class named rightly."""
+    rows = np.bincount(truth)
+    right = np.bincount(truth, weights=truth == named)
+    return float((right[rows > 0] / rows[rows > 0]).mean())
 
 
 def linear_scores(
@@ -171,12 +178,17 @@ def linear_scores(
         return scores, True
     # In float32 the line search stops short of the optimum.
     scaler = StandardScaler().fit(train.astype(np.float64))
+    inside, outside = (scaler.transform(side.astype(np.float64)) for side in (train, test))
+    if len(inside) < inside.shape[1]:
+        # The optimum lies in the span of the rows, and turning them moves no score: fewer unknowns.
+        _, _, axes = np.linalg.svd(inside, full_matrices=False)
+        inside, outside = inside @ axes.T, outside @ axes.T
     model = LogisticRegression(C=1 / (strength * len(train)), max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         # It is told by the fold.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(scaler.transform(train.astype(np.float64)), label)
-    scores[:, known] = model.predict_proba(scaler.transform(test.astype(np.float64)))
+        model.fit(inside, label)
+    scores[:, known] = model.predict_proba(outside)
     return scores, bool(model.n_iter_.max() < MAX_ITERATIONS)
 
 
@@ -230,7 +242,7 @@ def choose_strength(samples: Samples, task: Task, train: Ints) -> float:
                 len(task.classes),
                 strength,
             )
-            values.append(measure(truth, scores)["balanced_accuracy"])
+            values.append(balanced_accuracy(truth, scores.argmax(axis=1)))
         reached.append(float(np.mean(values)))
     return STRENGTHS[int(np.argmax(reached))]
 
@@ -244,22 +256,25 @@ def chance(recording: Ints, task: Task) -> dict[str, dict[str, float]]:
 
     Returns:
         `majority` names the most frequent class of the training side, `stratified` draws classes as
-        often as they are there (mean of 20 draws).
+        often as they are there (mean of 50 draws, fewer from 1,000 rows on).
     """
     from sklearn.dummy import DummyClassifier
 
     samples = Samples(np.zeros((len(recording), 1), np.float32), recording)
     label = task.label[recording]
+    n_draws = int(np.clip(CHANCE_ROWS // len(recording), FEWEST_DRAWS, MOST_DRAWS))
     found: dict[str, dict[str, float]] = {}
     for name, strategy, draws in (
         ("majority", "most_frequent", 1),
-        ("stratified", "stratified", CHANCE_DRAWS),
+        ("stratified", "stratified", n_draws),
     ):
         values = []
         for number in range(task.n_folds):
             train, test = sides(samples, task, number)
             for draw in range(draws):
-                model = DummyClassifier(strategy=strategy, random_state=draw)
+                model = DummyClassifier(
+                    strategy=strategy, random_state=draw * task.n_folds + number
+                )
                 model.fit(samples.vectors[train], label[train])
                 scores = np.zeros((len(test), len(task.classes)))
                 scores[:, model.classes_] = model.predict_proba(samples.vectors[test])

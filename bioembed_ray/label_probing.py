@@ -89,8 +89,9 @@ class Answer:
         name: The column asked for.
         task: Recordings, classes and folds.
         probed: One per method and name, best balanced accuracy first.
-        chance: `majority` and `stratified` -> metric -> mean over folds.
-        dependence: Codebook -> `label`, `hour`, `site` -> what its tokens depend on.
+        chance: `majority` and `stratified` -> metric -> mean over folds, on the first encoder's rows.
+        dependence: Codebook -> `label`, `hour`, `site` -> what its tokens depend on, over all recordings
+            where it is known: labels of classes too small for the folds too.
         without: Why a recording was not asked -> how many.
         not_asked: Encoder or codebook -> why it was left out.
     """
@@ -130,10 +131,10 @@ def probe_output(output: str, question: Question) -> Answer:
     probed: list[Probed] = []
     by_chance: dict[str, dict[str, float]] = {}
     for name, rows in encoders.items():
-        found, by_chance = _probe_encoder(
-            name, rows, task, question, int(counts[name][inside].sum())
-        )
+        n_standing = int(counts[name][inside].sum())
+        found, recording = _probe_encoder(name, rows, task, question, n_standing)
         probed += found
+        by_chance = by_chance or chance(recording, task)
     for name, rows in codebooks.items():
         count, n_codes = tokens[name]
         probed.append(_probe_tokens(name, rows, task, n_codes, int(count[inside].sum())))
@@ -165,10 +166,10 @@ def _partitions(
     results: Results, names: Sequence[str]
 ) -> tuple[dict[str, Rows], dict[str, Rows], dict[str, str]]:
     """Return window rows and token rows by name, and who has no current version."""
-    known = [*results.encoders, *results.codebooks]
+    with_windows, with_tokens = results.encoders, results.codebooks
     for name in names:
-        if name not in known:
-            hint = nearest_name(name, known)
+        if name not in {*with_windows, *with_tokens}:
+            hint = nearest_name(name, [*with_windows, *with_tokens])
             raise InputError(f"--name: no encoder or codebook {name!r}; {hint}")
     not_asked: dict[str, str] = {}
     encoders, codebooks = (
@@ -179,8 +180,8 @@ def _partitions(
             and (rows := _current(opened, name, not_asked)) is not None
         }
         for every, opened in (
-            (results.encoders, results.windows),
-            (results.codebooks, results.tokens),
+            (with_windows, results.windows),
+            (with_tokens, results.tokens),
         )
     )
     if not encoders and not codebooks:
@@ -217,7 +218,8 @@ def _asked(
 
 def _probe_encoder(
     name: str, rows: Rows, task: Task, question: Question, standing: int
-) -> tuple[list[Probed], dict[str, dict[str, float]]]:
+) -> tuple[list[Probed], Ints]:
+    """Return what both methods made of an encoder, and the recording of every row."""
     samples, channel = read_windows(rows, task.recordings, question.max_windows)
     windows = len(samples.recording)
     if question.level == "recording":
@@ -236,7 +238,7 @@ def _probe_encoder(
         )
         for method in ("linear", "knn")
     ]
-    return found, chance(samples.recording, task)
+    return found, samples.recording
 
 
 def _probe_tokens(name: str, rows: Rows, task: Task, n_codes: int, standing: int) -> Probed:

@@ -227,9 +227,7 @@ def _draw_bars(axes: Axes, answer: Answer) -> None:
     names = [f"{one.name}, {one.method}" for one in shown]
     means = [one.outcome.mean(SHOWN[0]) for one in shown]
     axes.barh(names, means, xerr=[one.outcome.deviation(SHOWN[0]) for one in shown], capsize=3)
-    axes.axvline(
-        answer.chance["stratified"][SHOWN[0]], color="black", linestyle="--", label="chance"
-    )
+    axes.axvline(answer.chance["majority"][SHOWN[0]], color="black", linestyle="--", label="chance")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.05)
     rest = len(answer.probed) - len(shown)
