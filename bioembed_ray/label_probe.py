@@ -21,6 +21,8 @@ DEFAULT_STRENGTH = 0.01
 INNER_FOLDS = 3
 INNER_ROWS = 2_000
 MAX_ITERATIONS = 500
+# Of the gradient: at the default of 1e-4 probabilities are off by a hundredth.
+TOLERANCE = 1e-6
 NEIGHBOURS = 5
 # Few rows need many draws for a mean that is worth showing.
 CHANCE_ROWS, MOST_DRAWS, FEWEST_DRAWS = 50_000, 50, 3
@@ -183,7 +185,8 @@ def linear_scores(
         # The optimum lies in the span of the rows, and turning them moves no score: fewer unknowns.
         _, _, axes = np.linalg.svd(inside, full_matrices=False)
         inside, outside = inside @ axes.T, outside @ axes.T
-    model = LogisticRegression(C=1 / (strength * len(train)), max_iter=MAX_ITERATIONS)
+    c = 1 / (strength * len(train))
+    model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     with warnings.catch_warnings():
         # It is told by the fold.
         warnings.simplefilter("ignore", ConvergenceWarning)
