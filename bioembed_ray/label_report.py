@@ -101,7 +101,8 @@ def _dependence_cells(answer: Answer) -> Iterator[list[str]]:
 
 def _dependence_text(one: Dependence) -> str:
     if one.adjusted_mutual_information is None:
-        return f"- ({one.values} value, {one.unknown} unknown)"
+        plural = "" if one.values == 1 else "s"
+        return f"- ({one.values} value{plural}, {one.unknown} unknown)"
     unknown = f", {one.unknown} unknown" if one.unknown else ""
     return f"{one.adjusted_mutual_information:.3f} ({one.shuffled:.3f}){unknown}"
 
@@ -133,7 +134,7 @@ def _remarks(answer: Answer) -> Iterator[str]:
     untrained = sorted({c for p in answer.probed for f in p.outcome.folds for c in f.untrained})
     if untrained:
         yield f"warning    {', '.join(untrained)}: all groups of the class are tested at once in a fold"
-    random = dict.fromkeys(p.name for p in answer.probed if p.weights.startswith("RANDOM"))
+    random = sorted({p.name for p in answer.probed if p.weights.startswith("RANDOM")})
     if random:
         yield f"warning    {', '.join(random)}: RANDOM weights, these scores say nothing of the trained encoder"
 

@@ -109,13 +109,13 @@ class _Places:
         Raises:
             ValueError: the last path parts are those of several recordings.
         """
-        if written in self._known:
-            return written
+        short = written.removeprefix("./")
+        if short in self._known:
+            return short
         beside = storage.join(self._folder, posixpath.normpath(written))
         for uri in (written, beside):
             if uri in self._by_uri:
                 return self._by_uri[uri]
-        short = written.removeprefix("./")
         ending = [
             name
             for name in self._by_last.get(short.rpartition("/")[2], [])
