@@ -50,40 +50,36 @@ def verify(job: str | None, output: str | None, overrides: Sequence[str]) -> Non
 @click.option("--level", type=click.Choice(["window", "recording"]), default="window")
 @click.option("--pool", type=click.Choice(["mean", "max", "concat"]), default="mean")
 @click.option("--codebook", multiple=True, help="Tokens of these codebooks instead of vectors.")
-@click.option("--format", "formats", help="npy, pt (vectors); text, runs (tokens); or several.")
-@click.option("--to", "target", help="Folder or prefix; <output>/export without it.")
+@click.option(
+    "--format",
+    "formats",
+    help="npy, pt, csv, datasets, hoplite, atlas (vectors); text, runs, raven, audacity (tokens); "
+    "views (DuckDB); or several with commas.",
+)
+@click.option("--labels", metavar="COLUMN", help="hoplite: this manifest column as annotations.")
+@click.option("--keep-vectors", is_flag=True, help="atlas: write the vectors too.")
+@click.option("--relative", "is_relative", is_flag=True, help="views: paths below the output.")
+@click.option("--to", "folder", help="Folder or prefix; <output>/export without it.")
 def export(
     job: str | None,
     output: str | None,
     overrides: Sequence[str],
     encoder: tuple[str, ...],
-    version: str | None,
-    level: Any,
-    pool: Any,
     codebook: tuple[str, ...],
     formats: str | None,
-    target: str | None,
+    folder: str | None,
+    **more: Any,
 ) -> None:
-    """Write vectors as .npy and .pt, or tokens as text and run lengths, with a CSV that names the rows."""
-    from bioembed_ray.export import export_all
+    """Write vectors, tokens or views for other programs."""
+    from bioembed_ray.export_formats import Request, export_all, formats_of
     from bioembed_ray.storage import absolute, join
-    from bioembed_ray.token_export import export_tokens
 
-    known = {"text", "runs"} if codebook else {"npy", "pt"}
-    chosen = formats or ("text" if codebook else "npy")
-    kinds = tuple(dict.fromkeys(kind.strip() for kind in chosen.split(",")))
-    for kind in kinds:
-        if kind not in known:
-            hint = "" if codebook else "; text and runs need --codebook"
-            raise ConfigError(f"--format: got {kind!r}; use {' or '.join(sorted(known))}{hint}")
+    kinds = formats_of(formats, codebook)
     where = output_of(job, output, overrides)
-    folder = absolute(target) if target else join(where, "export")
-    if codebook:
-        lines = export_tokens(where, codebook, kinds, folder)
-    else:
-        lines = export_all(where, encoder, version, level, pool, kinds, folder)
-    for line in lines:
-        click.echo(line)
+    to = absolute(folder) if folder else join(where, "export")
+    request = Request(where, to, kinds, encoders=encoder, codebooks=codebook, **more)
+    for line in export_all(request):
+        click.echo(mask_secrets(line))
 
 
 @click.command()

@@ -119,6 +119,15 @@ def put(path: str, body: bytes) -> None:
         os.fsync(folder)
 
 
+def publish(staged: Path, path: str) -> None:
+    """Flush a file that lies beside the target, and give it the target's name."""
+    with open(staged, "rb") as file:
+        os.fsync(file.fileno())
+    staged.replace(path)
+    with _folder(path) as folder:
+        os.fsync(folder)
+
+
 def create(path: str, body: bytes) -> bool:
     """Write a file only where none stands; return whether this call made it."""
     staged = _staged(path, body)
@@ -165,10 +174,8 @@ def replace(path: str, body: bytes, stamp: str) -> bool:
 
 
 def _staged(path: str, body: bytes) -> Path:
-    """Write a file beside the target; the dot hides what a kill leaves from readers that glob."""
-    folder = Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / f".{uuid.uuid4().hex}.tmp"
+    """Write a file beside the target."""
+    staged = beside(path)
     try:
         with open(staged, "wb") as file:
             file.write(body)
@@ -179,6 +186,13 @@ def _staged(path: str, body: bytes) -> Path:
             staged.unlink()
         raise
     return staged
+
+
+def beside(path: str) -> Path:
+    """Return a new name beside the target; the dot hides what a kill leaves from readers that glob."""
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f".{uuid.uuid4().hex}.tmp"
 
 
 @contextlib.contextmanager

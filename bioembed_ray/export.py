@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.csv as pacsv
 
 from bioembed_ray import storage
-from bioembed_ray.errors import InputError
-from bioembed_ray.results import open_output
-from bioembed_ray.rows import vectors_of
-
-Level = Literal["window", "recording"]
-Pool = Literal["mean", "max", "concat"]
+from bioembed_ray.export_rows import Chosen, Level, Pool, batch_vectors, pool_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +42,14 @@ def export(table: pa.Table, level: Level, pool: Pool) -> Exported:
     Raises:
         InputError: `concat` over recordings with different numbers of windows.
     """
-    vectors = vectors_of(table.column("embedding"))
-    dim = vectors.shape[1]
-    names = table.column("recording").to_pylist()
-    channels = table.column("channel").to_pylist()
-    if level == "window":
-        times = [table.column(name).to_pylist() for name in ("start_s", "end_s", "valid_s")]
-        index: list[tuple[object, ...]] = list(zip(names, channels, *times, strict=True))
-        return Exported(vectors, index, ("recording", "channel", "start_s", "end_s", "valid_s"))
-    keys = list(zip(names, channels, strict=True))
-    edges = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1]), len(keys)]
-    groups = [vectors[low:high] for low, high in itertools.pairwise(edges) if high > low]
-    if pool == "concat":
-        counts = {len(group) for group in groups}
-        if len(counts) > 1:
-            raise InputError(
-                f"--pool concat: recordings have {min(counts)} to {max(counts)} windows; use mean or max, "
-                f"or --level window"
-            )
-        pooled = [group.reshape(-1) for group in groups]
-    else:
-        # A day has 172,800 windows: summed in float32 their mean is off by 1e-5.
-        pooled = [
-            group.mean(axis=0, dtype=np.float64) if pool == "mean" else group.max(axis=0)
-            for group in groups
-        ]
-    rows = [(*keys[low], high - low) for low, high in itertools.pairwise(edges) if high > low]
-    stacked = np.stack(pooled) if pooled else np.zeros((0, dim), np.float32)
-    return Exported(stacked.astype(np.float32), rows, ("recording", "channel", "n_windows"))
+    return as_arrays(table if level == "window" else pool_windows([table], pool))
+
+
+def as_arrays(table: pa.Table) -> Exported:
+    """Return the vectors of a table, and its other columns as their index."""
+    columns = tuple(name for name in table.column_names if name != "embedding")
+    index = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+    return Exported(batch_vectors(table), index, columns)
 
 
 def write(exported: Exported, uri: str, formats: tuple[str, ...]) -> list[str]:
@@ -108,23 +82,42 @@ def write(exported: Exported, uri: str, formats: tuple[str, ...]) -> list[str]:
     return [*written, f"{uri}.csv"]
 
 
-def export_all(
-    output: str,
-    encoders: tuple[str, ...],
-    version: str | None,
-    level: Level,
-    pool: Pool,
-    formats: tuple[str, ...],
-    folder: str,
-) -> Iterator[str]:
-    """Write the vectors of some encoders, all where none is named; yield one line per file.
+def export_arrays(chosen: Chosen, formats: tuple[str, ...], folder: str) -> Iterator[str]:
+    """Write vectors as `npy` and `pt`; yield one line per file.
 
     Raises:
-        InputError: nothing there.
+        InputError, StorageError: see `Chosen.table`.
     """
-    results = open_output(output)
-    for name in encoders or results.encoders:
-        found = export(results.windows(name, version).table(), level, pool)
-        title = f"{name}_{level}" + (f"_{pool}" if level == "recording" else "")
-        for uri in write(found, storage.join(folder, title), formats):
-            yield uri if uri.endswith(".csv") else f"{uri}  {tuple(found.vectors.shape)}"
+    found = as_arrays(chosen.table())
+    for uri in write(found, storage.join(folder, chosen.title), formats):
+        yield uri if uri.endswith(".csv") else f"{uri}  {tuple(found.vectors.shape)}"
+
+
+def export_csv(chosen: Chosen, folder: str) -> Iterator[str]:
+    """Write one CSV with what a row is and its vector as columns e0 … e<D-1>; yield its line.
+
+    Numbers have as many digits as it takes to read them back to the last bit. Rows come in the order
+    of parts, and are never held all at once.
+
+    Raises:
+        InputError, StorageError: see `Chosen.batches`.
+    """
+    uri = storage.join(folder, f"{chosen.title}_vectors.csv")
+    n_rows = 0
+    with storage.writing(uri) as path, open(path, "wb") as file:
+        writer = None
+        for batch in chosen.batches(is_described=False):
+            wide = _wide(batch)
+            writer = writer or pacsv.CSVWriter(file, wide.schema)
+            writer.write_batch(wide)
+            n_rows += len(wide)
+        if writer is not None:
+            writer.close()
+    yield f"{uri}  {n_rows} rows"
+
+
+def _wide(batch: pa.RecordBatch) -> pa.RecordBatch:
+    vectors = batch_vectors(batch)
+    columns = {n: batch.column(n) for n in batch.schema.names if n != "embedding"}
+    columns |= {f"e{d}": pa.array(vectors[:, d]) for d in range(vectors.shape[1])}
+    return pa.RecordBatch.from_pydict(columns)

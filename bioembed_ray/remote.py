@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ RETRIES: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=
 REQUEST_TIMEOUT = timedelta(seconds=120)
 # Up to here one request writes an object, so a kill leaves no half upload that is paid for.
 SINGLE_PUT_BYTES = 1 << 30
+FILE_PUT_BYTES = 1 << 26
 PAGE = 1000
 # AWS_ENDPOINT_URL is what boto3 and the AWS CLI read; obstore knows AWS_ENDPOINT too.
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -142,6 +144,14 @@ def put(store: ObjectStore, key: str, body: bytes) -> None:
     import obstore
 
     obstore.put(store, key, body, use_multipart=len(body) > SINGLE_PUT_BYTES)
+
+
+def put_file(store: ObjectStore, key: str, path: Path) -> None:
+    """Write a local file as an object, in parts where it is large; seen whole or not at all."""
+    import obstore
+
+    # The size that `put` keeps to is too much to hold for a file that is on a disk already.
+    obstore.put(store, key, path, use_multipart=path.stat().st_size > FILE_PUT_BYTES)
 
 
 def create(store: ObjectStore, key: str, body: bytes) -> bool:

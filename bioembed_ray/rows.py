@@ -143,6 +143,10 @@ class Rows:
         table = table.take(pc.sort_indices(table, [(name, "ascending") for name in order]))
         return table.select(_titles(names, options.get("join", ()), self.arrow.schema))
 
+    def with_recordings(self, table: pa.Table, join: Sequence[str]) -> pa.Table:
+        """Return a table that has a column `recording` with columns of recordings/; see `batches`."""
+        return _joined(table, self._joinable(join), join)
+
     def pandas(self, **options: Any) -> pandas.DataFrame:
         """Return all rows as a frame; options of `batches`."""
         frame: pandas.DataFrame = self.table(**options).to_pandas()

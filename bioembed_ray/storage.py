@@ -9,6 +9,9 @@ AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STOR
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +48,7 @@ __all__ = [
     "split_uri",
     "stat_object",
     "stat_objects",
+    "writing",
 ]
 
 
@@ -203,6 +207,40 @@ def put(uri: str, body: bytes) -> None:
             disk.put(disk.absolute(key), body)
         else:
             remote.put(remote.store_of(scheme, bucket), key, body)
+
+
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[Path]:
+    """Give a local file to fill; when the block ends well, it is put at `uri` in one step.
+
+    For what is larger than memory. Locally the file lies beside its target, for a store in the
+    folder for temporary files.
+
+    Raises:
+        DeniedError, StorageError: no permission, disk full, unreachable.
+    """
+    scheme, bucket, key = split_uri(uri)
+    if scheme:
+        with tempfile.TemporaryDirectory(prefix="bioembed") as folder:
+            path = Path(folder) / "object"
+            yield path
+            with translated(uri):
+                remote.put_file(remote.store_of(scheme, bucket), key, path)
+        return
+    with translated(uri):
+        path = disk.beside(disk.absolute(key))
+    try:
+        yield path
+        with translated(uri):
+            disk.publish(path, disk.absolute(key))
+    except OSError as error:
+        # What the block reads may fail as well; a full disk is about what it writes.
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        with translated(uri):
+            raise
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def create(uri: str, body: bytes) -> bool:
