@@ -48,7 +48,7 @@ class Config:
 
 
 def export_dataset(chosen: Chosen, folder: str) -> Iterator[str]:
-    """Write the vectors of one encoder below `<folder>/datasets`, and the card; yield a line per file.
+    """Write the vectors of one encoder below `<folder>/datasets`; yield a line per file.
 
     Rows carry what recordings/ says of their recording: site, time, place, and the manifest's columns.
 
@@ -69,9 +69,18 @@ def export_dataset(chosen: Chosen, folder: str) -> Iterator[str]:
         yield f"{uri}  {len(table)} rows"
     for uri in stale:
         storage.delete(uri)
+
+
+def write_card(folder: str) -> str:
+    """Put the card of `<folder>/datasets`, which says what stands there; return its URI.
+
+    Raises:
+        StorageError: reading or writing failed.
+    """
+    root = storage.join(folder, FOLDER)
     card = storage.join(root, "README.md")
     storage.put(card, card_text(_configs(root)).encode())
-    yield card
+    return card
 
 
 def card_text(configs: list[Config]) -> str:

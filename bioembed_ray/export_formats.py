@@ -128,7 +128,7 @@ def _export_tokens(request: Request) -> Iterator[str]:
 def _export_vectors(request: Request) -> Iterator[str]:
     from bioembed_ray.export import export_arrays, export_csv
     from bioembed_ray.export_atlas import export_atlas
-    from bioembed_ray.export_datasets import export_dataset
+    from bioembed_ray.export_datasets import export_dataset, write_card
     from bioembed_ray.export_hoplite import export_hoplite
     from bioembed_ray.export_rows import chosen_of
     from bioembed_ray.results import open_output
@@ -148,3 +148,5 @@ def _export_vectors(request: Request) -> Iterator[str]:
             yield from export_hoplite(chosen, request.folder, request.labels)
         if "atlas" in request.formats:
             yield from export_atlas(chosen, request.folder, request.keep_vectors)
+    if "datasets" in request.formats:
+        yield write_card(request.folder)

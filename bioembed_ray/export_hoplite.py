@@ -111,7 +111,7 @@ def _describe(
     names = [name for name in chosen.describing() if name not in ELSEWHERE]
     columns = _columns(known, names)
     deployments: dict[str, Deployment] = {}
-    recordings = []
+    recordings: list[Recording] = []
     for row in known.to_pylist():
         filename = row["recording"]
         # Hoplite's own rule where no site is known: the first folder, else the dataset.

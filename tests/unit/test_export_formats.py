@@ -1,0 +1,134 @@
+"""`bioembed export` as a command: what is refused, and what a name means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from click.testing import CliRunner
+
+from bioembed_ray.cli import commands
+from bioembed_ray.errors import ConfigError
+from bioembed_ray.export_formats import TOKENS, VECTORS, Request, check, export_all, formats_of
+from tests.unit.output_fixtures import vectors_of, write_output
+
+NOT_MIXED = [
+    (
+        Request("o", "f", ("raven",)),
+        "--format raven: is for tokens; name a codebook with --codebook",
+    ),
+    (
+        Request("o", "f", ("text", "npy"), codebooks=("b",)),
+        "--format npy: is for vectors; with --codebook use text, runs, raven, audacity",
+    ),
+    (
+        Request("o", "f", ("views",), codebooks=("b",)),
+        "--codebook: nothing to write; use --format text, runs, raven, audacity",
+    ),
+    (
+        Request("o", "f", ("views",), encoders=("beats",)),
+        "--encoder: is for npy, pt, csv, datasets, hoplite, atlas",
+    ),
+    (
+        Request("o", "f", ("text",), codebooks=("b",), version="v1"),
+        "--version: is for npy, pt, csv, datasets, hoplite, atlas",
+    ),
+    (
+        Request("o", "f", ("text",), codebooks=("b",), level="recording"),
+        "--level recording: is for npy, pt, csv, datasets, hoplite, atlas",
+    ),
+    (
+        Request("o", "f", ("npy", "hoplite"), level="recording"),
+        "--format hoplite: holds windows; leave --level recording away",
+    ),
+    (
+        Request("o", "f", ("npy",), labels="species"),
+        "--labels: only hoplite holds annotations; add --format hoplite",
+    ),
+    (
+        Request("o", "f", ("npy",), keep_vectors=True),
+        "--keep-vectors: is for --format atlas; the others hold vectors anyway",
+    ),
+    (Request("o", "f", ("npy",), is_relative=True), "--relative: is for --format views"),
+]
+
+
+@pytest.mark.parametrize(("request_", "text"), NOT_MIXED, ids=[text for _, text in NOT_MIXED])
+def test_what_does_not_go_together_is_one_line(request_: Request, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(request_)
+    assert str(caught.value) == text
+
+
+def test_an_unknown_format_gets_its_nearest_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        formats_of("npy,hoplight", ())
+    assert str(caught.value) == (
+        "--format: got 'hoplight'; did you mean hoplite? there is npy, pt, csv, datasets, hoplite, "
+        "atlas, text, runs, raven, audacity, views"
+    )
+    assert formats_of(None, ()) == ("npy",)
+    assert formats_of(None, ("book",)) == ("text",)
+    assert formats_of("npy, pt,npy", ()) == ("npy", "pt")
+
+
+def test_the_command_writes_every_format(tmp_path: Path) -> None:
+    write_output(str(tmp_path))
+    run = CliRunner().invoke(
+        commands, ["export", "--output", str(tmp_path), "--format", ",".join([*VECTORS, "views"])]
+    )
+    assert run.exit_code == 0, run.output
+    names = {path.name for path in (tmp_path / "export").iterdir()}
+    assert {
+        "fake_window.npy",
+        "fake_window.pt",
+        "fake_window.csv",
+        "fake_window_vectors.csv",
+        "datasets",
+        "fake_hoplite",
+        "fake_window_atlas.parquet",
+        "fake.9_window.npy",
+        "views.sql",
+    } <= names
+    assert not [name for name in names if name.startswith(".")]
+    run = CliRunner().invoke(
+        commands,
+        ["export", "--output", str(tmp_path), "--codebook", "book-4", "--format", ",".join(TOKENS)],
+    )
+    assert run.exit_code == 0, run.output
+    names = {path.name for path in (tmp_path / "export").iterdir()}
+    assert {"book-4_tokens.txt", "book-4_tokens.parquet", "book-4_raven"} <= names
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_csv_holds_the_vectors_to_the_last_bit(tmp_path: Path, dtype: str) -> None:
+    wanted = write_output(str(tmp_path), dtype)
+    request = Request(str(tmp_path), str(tmp_path / "to"), ("csv",), encoders=("fake",))
+    assert list(export_all(request)) == [f"{tmp_path}/to/fake_window_vectors.csv  21 rows"]
+    found = pandas.read_csv(tmp_path / "to" / "fake_window_vectors.csv")
+    found = found.sort_values(["recording", "channel", "start_s"])
+    assert list(found.columns) == [
+        *("recording", "channel", "start_s", "end_s", "valid_s"),
+        *(f"e{d}" for d in range(6)),
+    ]
+    numbers = found[[f"e{d}" for d in range(6)]].to_numpy(np.float32)
+    assert np.array_equal(numbers, vectors_of(wanted))
+    assert found["recording"].tolist() == wanted.column("recording").to_pylist()
+    assert found["valid_s"].tolist() == wanted.column("valid_s").to_pylist()
+
+
+def test_pooled_rows_are_the_same_in_every_format(tmp_path: Path) -> None:
+    wanted = vectors_of(write_output(str(tmp_path)))
+    request = Request(
+        str(tmp_path), str(tmp_path / "to"), ("npy", "csv"), encoders=("fake",), level="recording"
+    )
+    list(export_all(request))
+    bounds = [(0, 7), (7, 12), (12, 17), (17, 21)]
+    means = np.array([wanted[low:high].mean(axis=0) for low, high in bounds])
+    arrays = np.load(tmp_path / "to" / "fake_recording_mean.npy")
+    np.testing.assert_allclose(arrays, means, rtol=1e-5)
+    found = pandas.read_csv(tmp_path / "to" / "fake_recording_mean_vectors.csv")
+    assert found["n_windows"].tolist() == [7, 5, 5, 4]
+    assert np.array_equal(found[[f"e{d}" for d in range(6)]].to_numpy(np.float32), arrays)
