@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bioembed_ray import disk, storage
+from bioembed_ray import disk, remote, storage
 from bioembed_ray.errors import (
     ChangedError,
     ConfigError,
@@ -316,6 +316,27 @@ def test_put_is_seen_whole_or_not_at_all(root: str) -> None:
     assert _keys(root) == ["part"]
 
 
+def test_a_file_is_put_when_its_block_ends_well(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{root}/deep/x"
+    # Two sizes: in one request, and in parts.
+    for size in (10, 6 << 20):
+        monkeypatch.setattr(remote, "FILE_PUT_BYTES", 1 << 20)
+        body = os.urandom(size)
+        with storage.writing(uri) as path:
+            path.write_bytes(body[: size // 2])
+            with open(path, "ab") as file:
+                file.write(body[size // 2 :])
+        assert storage.read(uri) == body
+        assert _keys(f"{root}/deep") == ["x"]
+    with pytest.raises(RuntimeError), storage.writing(uri) as path:
+        path.write_bytes(b"half of it")
+        raise RuntimeError
+    assert storage.read(uri) == body
+    assert _keys(f"{root}/deep") == ["x"]
+
+
 def test_one_of_many_threads_creates(root: str) -> None:
     bodies = [f"owner {n}".encode() for n in range(16)]
     start = threading.Barrier(len(bodies))
@@ -521,6 +542,17 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_object(tiny_disk: Path) -> No
             write(uri, bytes(200_000))
     assert storage.read(uri) == b"old"
     assert _keys(str(tiny_disk)) == ["part"]
+
+
+def test_a_file_that_fills_the_disk_is_one_line_and_keeps_the_old_object(tiny_disk: Path) -> None:
+    storage.put(str(tiny_disk / "x"), b"old")
+    with (
+        pytest.raises(StorageError, match=r"/x: no space left on device$"),
+        storage.writing(str(tiny_disk / "x")) as path,
+    ):
+        path.write_bytes(b"x" * (8 << 20))
+    assert storage.read(str(tiny_disk / "x")) == b"old"
+    assert [entry.name for entry in tiny_disk.iterdir()] == ["x"]
 
 
 def test_a_read_only_disk_is_one_line(tiny_disk: Path) -> None:
