@@ -65,14 +65,13 @@ def write(exported: Exported, uri: str, formats: tuple[str, ...]) -> list[str]:
     """
     written = []
     for kind in formats:
-        sink = io.BytesIO()
-        if kind == "npy":
-            np.save(sink, exported.vectors, allow_pickle=False)
-        else:
-            import torch
+        with storage.writing(f"{uri}.{kind}") as path, open(path, "wb") as file:
+            if kind == "npy":
+                np.save(file, exported.vectors, allow_pickle=False)
+            else:
+                import torch
 
-            torch.save(torch.from_numpy(exported.vectors), sink)
-        storage.put(f"{uri}.{kind}", sink.getvalue())
+                torch.save(torch.from_numpy(exported.vectors), file)
         written.append(f"{uri}.{kind}")
     text = io.StringIO(newline="")
     writer = csv.writer(text)

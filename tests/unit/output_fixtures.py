@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
+from tests.tables import put_table
 
 D = 6
 ENCODER = Dataset("embeddings", "fake", "v1")
@@ -94,12 +93,6 @@ def tokens() -> pa.Table:
         row | {"recording": second, "channel": 1, "tokens": [1, 0]},
     ]
     return pa.Table.from_pylist(rows, schema=schema.tokens("int16"))
-
-
-def put_table(uri: str, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    storage.put(uri, sink.getvalue())
 
 
 def put_part(root: str, dataset: Dataset, shard: str, table: pa.Table) -> None:

@@ -9,9 +9,11 @@ import pandas
 import pytest
 from click.testing import CliRunner
 
+from bioembed_ray import storage
 from bioembed_ray.cli import commands
 from bioembed_ray.errors import ConfigError
 from bioembed_ray.export_formats import TOKENS, VECTORS, Request, check, export_all, formats_of
+from tests.conftest import Bucket
 from tests.unit.output_fixtures import vectors_of, write_output
 
 NOT_MIXED = [
@@ -132,3 +134,20 @@ def test_pooled_rows_are_the_same_in_every_format(tmp_path: Path) -> None:
     found = pandas.read_csv(tmp_path / "to" / "fake_recording_mean_vectors.csv")
     assert found["n_windows"].tolist() == [7, 5, 5, 4]
     assert np.array_equal(found[[f"e{d}" for d in range(6)]].to_numpy(np.float32), arrays)
+
+
+def test_a_bucket_gets_what_a_folder_gets(tmp_path: Path, s3: Bucket) -> None:
+    write_output(str(tmp_path))
+    write_output(s3.uri)
+    written = []
+    for root in (str(tmp_path), s3.uri):
+        for codebooks, formats in (((), ("npy", "csv", "datasets")), (("book-4",), TOKENS)):
+            list(export_all(Request(root, f"{root}/to", formats, codebooks=codebooks)))
+        # A second time, over what stands.
+        list(export_all(Request(root, f"{root}/to", ("datasets",), level="recording")))
+        found = {entry.key: storage.read(entry.uri) for entry in storage.list_objects(f"{root}/to")}
+        # Selections name the recording's own place.
+        written.append({key: body.replace(root.encode(), b"") for key, body in found.items()})
+    assert written[0] == written[1]
+    assert "datasets/fake_recording_mean/part-00000.parquet" in written[1]
+    assert "book-4_raven/marsh/20240501_040000.wav.selections.txt" in written[1]

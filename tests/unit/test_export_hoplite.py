@@ -13,12 +13,12 @@ import pytest
 from bioembed_ray import schema, storage
 from bioembed_ray.errors import InputError
 from bioembed_ray.export_formats import Request, export_all
+from tests.tables import put_table
 from tests.unit.output_fixtures import (
     ENCODER,
     RECORDINGS,
     known,
     put_part,
-    put_table,
     vectors_of,
     write_output,
 )

@@ -316,9 +316,7 @@ def test_put_is_seen_whole_or_not_at_all(root: str) -> None:
     assert _keys(root) == ["part"]
 
 
-def test_a_file_is_put_when_its_block_ends_well(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_put_when_its_block_ends_well(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{root}/deep/x"
     # Two sizes: in one request, and in parts.
     for size in (10, 6 << 20):
