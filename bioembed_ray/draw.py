@@ -36,6 +36,8 @@ def drawn_shards(
     shares = dict.fromkeys(names, goal / len(names))
     drawn = []
     for shard in sorted(plan.shards):
+        if not any(share > 0 for share in shares.values()):
+            break
         rows: dict[str | None, float] = {}
         for span in plan.shards[shard].spans:
             group = None if groups is None else groups[span.recording]
@@ -63,7 +65,7 @@ def groups_of(ledger: Ledger, column: str | None, key: str) -> dict[str, str] | 
     """
     if column is None:
         return None
-    labels = {name: entry.recording.labels for name, entry in ledger.known.items()}
+    labels = {recording.name: recording.labels for recording in ledger.known.recordings()}
     if not any(column in found for found in labels.values()):
         known = sorted({label for found in labels.values() for label in found})
         raise ConfigError(

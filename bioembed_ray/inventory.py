@@ -55,9 +55,11 @@ class Changes:
 def list_recordings(listing: Listing, ledger: Ledger, members: Members) -> dict[str, Recording]:
     """Return all recordings by name, in name order; members of unchanged containers come from the ledger."""
     inside: dict[tuple[str, str], list[Recording]] = {}
-    for entry in ledger.known.values():
-        source = entry.recording.source
-        inside.setdefault((source.uri, source.stamp), []).append(entry.recording)
+    opened = {(container.uri, container.stamp) for container in listing.containers}
+    for recording in ledger.known.recordings() if opened else ():
+        place = (recording.source.uri, recording.source.stamp)
+        if place in opened:
+            inside.setdefault(place, []).append(recording)
     recordings = list(listing.recordings)
     closed = []
     for container in listing.containers:
@@ -81,69 +83,63 @@ def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Chang
         ConfigError: so many are gone that the input is probably another one.
     """
     known = ledger.known
-    removed = [name for name in known if name not in recordings]
-    changed = [
-        name
-        for name, entry in known.items()
-        if name in recordings
-        and span_stamp(recordings[name].source) != span_stamp(entry.recording.source)
-    ]
+    n_known = len(known)
+    removed, changed = [], []
+    for name, stamp in known.stamps():
+        recording = recordings.get(name)
+        if recording is None:
+            removed.append(name)
+        elif span_stamp(recording.source) != stamp:
+            changed.append(name)
     allowed = job.max_removed_fraction
-    if known and len(removed) > allowed * len(known):
+    if n_known and len(removed) > allowed * n_known:
         raise ConfigError(
-            f"{len(removed)} of {len(known)} recordings known to {job.output} are not in this input "
+            f"{len(removed)} of {n_known} recordings known to {job.output} are not in this input "
             f"(first: {min(removed)}), and their rows would go; use another output, or set "
             f"max_removed_fraction: 1"
         )
+    known.wake(removed + changed)
     gone = {piece.shard for name in removed + changed for piece in known[name].pieces}
     ledger.dissolve(gone)
     for name in removed + changed:
         del known[name]
-    for name, recording in recordings.items():
-        # Labels and URIs may change without the sound.
-        if name in known:
-            known[name].recording = recording
-    n_new = sum(name not in known for name in recordings) - len(changed)
+    known.follow(recordings)
+    n_new = len(recordings) - (n_known - len(removed))
     return Changes(n_new, len(changed), len(removed))
 
 
 def probe_new(ledger: Ledger, recordings: dict[str, Recording], probe: Probe) -> None:
     """Read the header of every recording that has none, or that an older reader refused."""
     known = ledger.known
-    todo = [
-        recording
-        for name, recording in recordings.items()
-        if name not in known or _is_worth_another_look(known[name].failure)
-    ]
+    again = {f.recording for f in ledger.unopened() if _is_worth_another_look(f)}
+    names = sorted(again.union(known.absent(list(recordings))))
+    todo = [recordings[name] for name in names]
+    answered = set()
     for result in probe(todo) if todo else []:
         failure = None
         if result.reason is not None:
             failure = Failure(result.name, result.reason, result.detail)
         known[result.name] = Known(recordings[result.name], result.header, result.metadata, failure)
-    missing = [recording.name for recording in todo if recording.name not in known]
-    for name in missing:
-        failure = Failure(name, Reason.CRASHED, "reading its header killed the worker")
-        known[name] = Known(recordings[name], failure=failure)
-    # Name order, whatever order the cluster answered in.
-    ledger.known = {name: known[name] for name in recordings}
+        answered.add(result.name)
+    for name in names:
+        if name not in answered and name not in again:
+            failure = Failure(name, Reason.CRASHED, "reading its header killed the worker")
+            known[name] = Known(recordings[name], failure=failure)
 
 
-def _is_worth_another_look(failure: Failure | None) -> bool:
-    return failure is not None and (
-        failure.reason.is_transient or failure.reader_version != READER_VERSION
-    )
+def _is_worth_another_look(failure: Failure) -> bool:
+    return failure.reason.is_transient or failure.reader_version != READER_VERSION
 
 
 def forget_missing(ledger: Ledger, standing: dict[Dataset, dict[str, storage.ObjectInfo]]) -> None:
     """Drop outcomes of parts that somebody deleted: the listing is the truth."""
-    for entry in ledger.known.values():
-        gone = [
+    ledger.forget(
+        {
             (dataset, shard)
-            for dataset, shard in entry.outcomes
+            for dataset, shard in ledger.accounted()
             if dataset in standing and shard not in standing[dataset]
-        ]
-        for key in gone:
-            del entry.outcomes[key]
+        }
+    )
 
 
 def read_outcomes(
@@ -151,7 +147,7 @@ def read_outcomes(
 ) -> list[tuple[PartOutcome, list[dict[str, Any]]]]:
     """Read what parts say of themselves where the ledger does not know it yet."""
     accounted = ledger.accounted()
-    wanted = {piece.shard for entry in ledger.known.values() for piece in entry.pieces}
+    wanted = ledger.shards()
     entries = [
         entry
         for dataset, found in standing.items()

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
+from bioembed_ray.at_rest import BATCH, REPEATED, Rows
 from bioembed_ray.datasets import Dataset
+from bioembed_ray.entries import Entries
 from bioembed_ray.errors import NotFoundError, Reason
-from bioembed_ray.inputs import Recording, Source
-from bioembed_ray.ledger import Known, Ledger, Piece
-from bioembed_ray.metadata import Metadata
+from bioembed_ray.known import Known
+from bioembed_ray.ledger import Ledger
 from bioembed_ray.outcomes import Failure, SpanOutcome
 from bioembed_ray.probe import Header
-from bioembed_ray.windows import Coverage
 
 RECORDINGS_KEY = "recordings/recordings.parquet"
 
@@ -40,31 +39,43 @@ def load(output: str) -> Ledger | None:
     except NotFoundError:
         return None
     try:
-        table = pq.read_table(io.BytesIO(recordings))
-        rows = table.to_pylist()
-        failed = pq.read_table(io.BytesIO(failures)).to_pylist()
-        ledger = Ledger({row["recording"]: _known(row) for row in rows})
-        for row in failed:
-            failure = _failure(row)
-            entry = ledger.known.get(failure.recording)
-            if failure.shard is None and entry is not None:
-                entry.failure = failure
-            else:
-                ledger.failures.append(failure)
+        table = pq.read_table(pa.BufferReader(recordings), read_dictionary=list(REPEATED))
+        failed = pq.read_table(pa.BufferReader(failures)).to_pylist()
+        ledger = Ledger(Entries(rows=Rows(table)))
+        found = [_failure(row) for row in failed]
     # ArrowInvalid, a bad date and an unknown reason are ValueErrors; a torn table is an OSError.
     except (ValueError, KeyError, TypeError, OSError):
         return None
+    ledger.known.wake([failure.recording for failure in found if failure.shard is None])
+    for failure in found:
+        entry = ledger.known.active.get(failure.recording)
+        if failure.shard is None and entry is not None:
+            entry.failure = failure
+        else:
+            ledger.failures.append(failure)
     return ledger
 
 
 def save(output: str, ledger: Ledger) -> None:
-    """Put both tables, each in one step.
+    """Put both tables, each in one step; recordings/ only where something is another than was read.
 
     Raises:
         StorageError: writing failed.
     """
     storage.put(storage.join(output, FAILURES_KEY), _parquet(failures_table(ledger.all_failures())))
-    storage.put(storage.join(output, RECORDINGS_KEY), _parquet(recordings_table(ledger)))
+    if not _is_as_read(ledger.known):
+        storage.put(storage.join(output, RECORDINGS_KEY), _parquet(recordings_table(ledger)))
+
+
+def _is_as_read(known: Entries) -> bool:
+    if known.rows is None or known.active or not known.rests.all():
+        return False
+    return not known.listed or all(
+        now == read
+        for first in range(0, len(known.rows), BATCH)
+        for read in known.rows.recordings(np.arange(first, min(first + BATCH, len(known.rows))))
+        if (now := known.listed[read.name])
+    )
 
 
 def known_rows(table: pa.Table) -> list[Known]:
@@ -93,29 +104,37 @@ def failures_table(failures: Iterable[Failure]) -> pa.Table:
 
 def recordings_table(ledger: Ledger) -> pa.Table:
     """Return one row per recording, in name order, the manifest's columns last."""
-    names = sorted(ledger.known)
+    known = ledger.known
     reasons = {failure.recording: failure.reason.value for failure in reversed(ledger.failures)}
-    rows = [_row(ledger.known[name], reasons.get(name)) for name in names]
+    rows = [_row(entry, reasons.get(name)) for name, entry in known.active.items()]
     table = pa.Table.from_pylist(rows, schema=schema.RECORDINGS)
-    keys: dict[str, None] = {}
-    for name in names:
-        keys.update(dict.fromkeys(ledger.known[name].recording.labels))
+    if known.rows is not None:
+        table = pa.concat_tables([_resting(known, known.rows), table])
+    if known.active:
+        table = table.sort_by("recording")
+    labels = [recording.labels for recording in known.recordings()]
+    keys = list(dict.fromkeys(key for own in labels for key in own))
     for key in keys:
-        values = [ledger.known[name].recording.labels.get(key) for name in names]
-        column = _label_column(values)
-        table = table.append_column(pa.field(_title(key), column.type), column)
-    return table.replace_schema_metadata({"bioembed.labels": json.dumps(list(keys))})
+        column = _label_column([own.get(key) for own in labels])
+        table = table.append_column(pa.field(schema.label_title(key), column.type), column)
+    return table.replace_schema_metadata({"bioembed.labels": json.dumps(keys)})
 
 
-def _title(key: str) -> str:
-    """Return the column of a label: its own name, or one more `label_` where that is taken."""
-    return f"label_{key}" if _is_ours(key) else key
-
-
-def _is_ours(title: str) -> bool:
-    while title not in schema.RECORDINGS.names and title.startswith("label_"):
-        title = title.removeprefix("label_")
-    return title in schema.RECORDINGS.names
+def _resting(known: Entries, rows: Rows) -> pa.Table:
+    """Return the rows that stand as they were read, but where the input now has them."""
+    table = rows.table.select(schema.RECORDINGS.names).filter(known.rests)
+    table = table.cast(schema.RECORDINGS)
+    if not known.listed:
+        return table
+    sources = [known.listed[name].source for name in known.resting_names()]
+    for key, values in (
+        ("uri", [source.uri for source in sources]),
+        ("size_bytes", [source.size_bytes for source in sources]),
+    ):
+        field = schema.RECORDINGS.field(key)
+        at = schema.RECORDINGS.get_field_index(key)
+        table = table.set_column(at, field, pa.array(values, field.type))
+    return table
 
 
 def _label_column(values: list[Any]) -> pa.Array:
@@ -146,6 +165,7 @@ def _row(entry: Known, reason: str | None) -> dict[str, Any]:
             "rate_hz": header.rate_hz,
             "channels": header.channels,
             "n_samples_header": header.n_samples,
+            "n_samples_promised": header.n_promised,
             "header": _header_text(header),
         }
         n_samples = header.n_samples if n_decoded is None else n_decoded
@@ -178,49 +198,14 @@ def _outcome_row(key: tuple[Dataset, str], outcome: SpanOutcome) -> dict[str, An
 
 
 def _header_text(header: Header) -> str:
-    values = asdict(header)
-    values["patches"] = [[offset, body.hex()] for offset, body in header.patches]
-    return json.dumps(values)
-
-
-def _header(text: str) -> Header:
-    values = json.loads(text)
-    values["patches"] = tuple((offset, bytes.fromhex(body)) for offset, body in values["patches"])
-    return Header(**values)
-
-
-def _known(row: dict[str, Any]) -> Known:
-    source = Source(
-        row["uri"], row["stamp"], row["size_bytes"], row["offset"], row["row"], row["column"]
-    )
-    extra = {
-        title.removeprefix("label_") if _is_ours(title) else title: value
-        for title, value in row.items()
-        if title not in schema.RECORDINGS.names
+    """Return what no column of its own says; few headers differ in it."""
+    values = {
+        "seekable": header.seekable,
+        "decoder": header.decoder,
+        "patches": [[offset, body.hex()] for offset, body in header.patches],
+        "is_estimate": header.is_estimate,
     }
-    at = row["recorded_at"]
-    known = Known(Recording(row["recording"], source, extra))
-    if row["header"] is not None:
-        known.header = _header(row["header"])
-        known.metadata = Metadata(
-            recorded_at=None if at is None else datetime.fromisoformat(at),
-            device=row["device"],
-            site=row["site"],
-            latitude=row["latitude"],
-            longitude=row["longitude"],
-            time_expansion=row["time_expansion"],
-        )
-    known.pieces = [Piece(**piece) for piece in row["spans"] or []]
-    for outcome in row["outcomes"] or []:
-        dataset = Dataset(outcome["table"], outcome["encoder"], outcome["version"])
-        known.outcomes[dataset, outcome["shard"]] = SpanOutcome(
-            row["recording"],
-            outcome["n_decoded"],
-            outcome["n_nonfinite"],
-            outcome["n_rows"],
-            Coverage(outcome["embedded"], outcome["padded"], outcome["failed"], outcome["skipped"]),
-        )
-    return known
+    return json.dumps(values)
 
 
 def _failure(row: dict[str, Any]) -> Failure:

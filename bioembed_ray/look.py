@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from bioembed_ray.codebooks.wanted import Wanted, shards_of
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
 from bioembed_ray.current import reasons
@@ -159,9 +161,9 @@ def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
     """Yield what a run would do, line by line; `missing` are the codebooks it would fit first."""
     job = plan.job
     known = plan.ledger.known
-    headers = [entry.header for entry in known.values() if entry.header is not None]
-    total = sum((header.n_samples or 0) / header.rate_hz for header in headers)
-    yield f"input      {len(known)} recordings, {hours(total)} of audio, {len(known) - len(headers)} unreadable"
+    n_samples, rate_hz = plan.ledger.lengths()
+    total = float((n_samples / rate_hz).sum())
+    yield f"input      {len(known)} recordings, {hours(total)} of audio, {len(known) - len(rate_hz)} unreadable"
     hidden = f", {plan.listing.n_hidden} hidden files skipped" if plan.listing.n_hidden else ""
     yield f"           {plan.changes.n_new} new, {plan.changes.n_changed} changed, {plan.changes.n_removed} removed{hidden}"
     todo_s = sum(audio_seconds(work) for work in plan.todo)
@@ -199,23 +201,15 @@ def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
 
 def _describe_encoder(plan: Plan, encoder: PlannedEncoder) -> Iterator[str]:
     job = plan.job
-    n_windows = n_missing = 0
-    seconds = 0.0
     missing = {
         work.shard.id: work for work in plan.todo if set(work.datasets) & set(encoder.datasets)
     }
-    for shard_id, shard in plan.shards.items():
-        for span in shard.spans:
-            n_channels = span.header.channels if job.input.channels == "each" else 1
-            heard = (
-                span.promised
-                * encoder.facts.rate_hz
-                * job.input.time_expansion
-                / span.header.rate_hz
-            )
-            count = math.ceil(heard / encoder.rule.hop) * n_channels
-            n_windows += count
-            n_missing += count if shard_id in missing else 0
+    spans = plan.ledger.spans()
+    heard = spans.promised * encoder.facts.rate_hz * job.input.time_expansion / spans.rate_hz
+    counts = np.ceil(heard / encoder.rule.hop).astype(np.int64)
+    if job.input.channels == "each":
+        counts *= spans.channels
+    n_windows, n_missing = int(counts.sum()), int(counts[spans.is_in(missing)].sum())
     seconds = sum(work_seconds(work, job) for work in missing.values())
     for output in encoder.outputs:
         size = ""

@@ -5,6 +5,7 @@ Nothing here writes. Reading headers is handed in as a function, since it runs o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bioembed_ray import ledger_file, parts, storage
@@ -77,7 +78,7 @@ class Plan:
     encoders: tuple[PlannedEncoder, ...]
     ledger: Ledger
     listing: Listing
-    shards: dict[str, Shard] = field(default_factory=dict)
+    shards: Mapping[str, Shard] = field(default_factory=dict)
     todo: list[Work] = field(default_factory=list)
     superseded: dict[Dataset, list[storage.ObjectInfo]] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
@@ -167,8 +168,8 @@ def _form_new_shards(plan: Plan) -> None:
         and not encoder.facts.embeds
         for encoder in plan.encoders
     )
-    split = [name for name, entry in plan.ledger.known.items() if len(entry.pieces) > 1]
-    if is_whole and split:
+    split = plan.ledger.in_pieces() if is_whole else []
+    if split:
         raise ConfigError(
             f"block_s: got 'whole', but {len(split)} recordings already stand in pieces (first: {split[0]}); "
             f"use another output"
@@ -176,13 +177,14 @@ def _form_new_shards(plan: Plan) -> None:
     segment_s = None if is_whole else job.segment_s
     cutting = Cutting(segment_s, 0.0, job.input.time_expansion, job.input.channels)
     loose = []
-    for name, entry in plan.ledger.known.items():
+    for entry in plan.ledger.unplaced():
         if entry.header is None:
             continue
         bounds = segment_bounds(entry.header.n_samples, entry.header.rate_hz, cutting)
         gaps = cut_gaps(bounds, [(piece.start, piece.stop) for piece in entry.pieces])
         if gaps:
-            loose.append((name, entry.recording.source, entry.header, gaps))
+            recording = entry.recording
+            loose.append((recording.name, recording.source, entry.header, gaps))
     total_s = sum(
         encoder_seconds(Span(name, source, header, *gap), cutting)
         for name, source, header, gaps in loose
@@ -196,14 +198,14 @@ def _form_new_shards(plan: Plan) -> None:
 def _list_work(plan: Plan, standing: dict[Dataset, dict[str, storage.ObjectInfo]]) -> None:
     """Find the missing parts, and those that stand for shards nobody wants any more."""
     outdated = plan.ledger.outdated(READER_VERSION, plan.datasets)
-    for shard_name, shard in plan.shards.items():
+    for shard_name in plan.shards:
         missing = tuple(
             dataset
             for dataset in plan.datasets
             if shard_name not in standing[dataset] or shard_name in outdated
         )
         if missing:
-            plan.todo.append(Work(shard, missing))
+            plan.todo.append(Work(plan.shards[shard_name], missing))
     # The longest first, so that actors end together.
     plan.todo.sort(key=lambda work: (-work_seconds(work, plan.job), work.shard.id))
     for dataset in plan.datasets:
@@ -227,15 +229,16 @@ def _notes(plan: Plan) -> list[str]:
     """Return warnings about what an encoder cannot hear, and what a precision does not keep."""
     notes = []
     expansion = plan.job.input.time_expansion
-    rates = [e.header.rate_hz for e in plan.ledger.known.values() if e.header is not None]
+    rates = plan.ledger.lengths()[1]
     for rate_hz in sorted({encoder.facts.rate_hz for encoder in plan.encoders}):
         names = ", ".join(e.name for e in plan.encoders if e.facts.rate_hz == rate_hz)
         hears = rate_hz / 2 * expansion
-        deaf = [rate for rate in rates if rate / 2 > 2 * hears]
-        if deaf:
+        deaf = rates[rates / 2 > 2 * hears]
+        if len(deaf):
+            fastest = int(deaf.max())
             notes.append(
                 f"{names}: up to {hears / 1000:g} kHz is heard, {len(deaf)} recordings hold up to "
-                f"{max(deaf) / 2000:g} kHz; set input.time_expansion: {-(-max(deaf) // rate_hz)} to keep "
+                f"{fastest / 2000:g} kHz; set input.time_expansion: {-(-fastest // rate_hz)} to keep "
                 f"all of it"
             )
     untrained = ", ".join(encoder.name for encoder in plan.encoders if encoder.is_random)

@@ -111,15 +111,12 @@ def delete(output: str, found: Iterable[Leftover]) -> int:
 def _forget(ledger: Ledger, pruned: set[tuple[str, str, str]]) -> bool:
     """Drop outcomes and failures of versions that are gone; return whether there were any."""
     n_before = len(ledger.failures)
-    is_changed = False
-    for entry in ledger.known.values():
-        kept = {
-            key: outcome
-            for key, outcome in entry.outcomes.items()
-            if (key[0].table, key[0].encoder, key[0].version) not in pruned
-        }
-        is_changed = is_changed or len(kept) < len(entry.outcomes)
-        entry.outcomes = kept
+    gone = {
+        key
+        for key in ledger.accounted()
+        if (key[0].table, key[0].encoder, key[0].version) in pruned
+    }
+    ledger.forget(gone)
     names = {(name, version) for _, name, version in pruned}
     ledger.failures = [one for one in ledger.failures if (one.encoder, one.version) not in names]
-    return is_changed or len(ledger.failures) < n_before
+    return bool(gone) or len(ledger.failures) < n_before

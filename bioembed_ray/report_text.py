@@ -58,10 +58,8 @@ def describe_failures(ledger: Ledger, n_hidden: int) -> Iterator[str]:
     """Yield how many recordings failed, and why."""
     counts = reasons(ledger)
     text = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none"
-    states: dict[str, int] = {}
-    for entry in ledger.known.values():
-        states[entry.status] = states.get(entry.status, 0) + 1
-    listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    states = sorted(ledger.states().items())
+    listed = ", ".join(f"{count} {state}" for state, count in states)
     hidden = f"; {n_hidden} hidden files skipped" if n_hidden else ""
     yield f"recordings {len(ledger.known)}: {listed}{hidden}"
     yield f"failures   {text}"
@@ -88,9 +86,10 @@ def describe_status(output: str) -> Iterator[str]:
     shards = ledger.shards()
     for dataset in list_datasets(output, "embeddings"):
         standing = parts.list_parts(output, dataset)
+        accounted = ledger.accounted()
         # A run in progress has put parts that the ledger does not know yet.
         for shard, entry in standing.items():
-            if shard in shards and (dataset, shard) not in ledger.accounted():
+            if shard in shards and (dataset, shard) not in accounted:
                 ledger.absorb(parts.read_outcome(entry)[0])
         is_current = current.get(dataset.encoder, {}).get("embeddings") == dataset.version
         n_done = len(set(standing) & set(shards))

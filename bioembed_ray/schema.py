@@ -104,6 +104,7 @@ RECORDINGS = pa.schema(
         pa.field("rate_hz", pa.int32()),
         pa.field("channels", pa.int16()),
         pa.field("n_samples_header", pa.int64()),
+        pa.field("n_samples_promised", pa.int64()),
         pa.field("n_samples_decoded", pa.int64()),
         pa.field("duration_s", pa.float64()),
         pa.field("n_nonfinite", pa.int64()),
@@ -138,3 +139,23 @@ FAILURES = pa.schema(
     ]
 )
 """failures/: one row per failure; `encoder` is null where it holds for all of them."""
+
+
+def label_title(key: str) -> str:
+    """Return the column of a label: its own name, or one more `label_` where that is taken."""
+    return f"label_{key}" if _is_ours(key) else key
+
+
+def label_of(title: str) -> str:
+    """Return the label that stands in a column.
+
+    >>> label_title("site"), label_of(label_title("site"))
+    ('label_site', 'site')
+    """
+    return title.removeprefix("label_") if _is_ours(title) else title
+
+
+def _is_ours(title: str) -> bool:
+    while title not in RECORDINGS.names and title.startswith("label_"):
+        title = title.removeprefix("label_")
+    return title in RECORDINGS.names

@@ -84,9 +84,14 @@ class Cutting:
 
 def span_stamp(source: Source) -> str:
     """Return the stamp of a recording: its object's, and its place inside it."""
-    if source.row is not None:
-        return f"{source.stamp}#{source.column}[{source.row}]"
-    return f"{source.stamp}@{source.offset}" if source.offset else source.stamp
+    return place_stamp(source.stamp, source.offset, source.row, source.column)
+
+
+def place_stamp(stamp: str, offset: int, row: int | None, column: str | None) -> str:
+    """Return the stamp of a recording from what its source says."""
+    if row is not None:
+        return f"{stamp}#{column}[{row}]"
+    return f"{stamp}@{offset}" if offset else stamp
 
 
 def shard_id(parts: Iterable[tuple[str, str, int, int | None]]) -> str:

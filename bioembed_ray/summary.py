@@ -12,7 +12,12 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from bioembed_ray import storage
+from bioembed_ray.at_rest import Mask, Rows
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.ledger import Known, Ledger
@@ -60,10 +65,39 @@ class Seconds:
 def dataset_seconds(ledger: Ledger, dataset: Dataset, channels: str) -> Seconds:
     """Return what became of the input under one dataset."""
     sums = Seconds()
-    for entry in ledger.known.values():
+    for entry in ledger.known.active.values():
         if entry.header is not None:
             _add(sums, entry, dataset, channels)
+    if ledger.known.rows is not None:
+        _add_resting(sums, ledger.known.rows, ledger.known.rests, dataset, channels)
     return sums
+
+
+def _add_resting(sums: Seconds, rows: Rows, rests: Mask, dataset: Dataset, channels: str) -> None:
+    """Add what `_add` adds, for all rows of the table at once."""
+    at, found, n_shards = rows.pieces, rows.outcomes, max(1, len(rows.shards))
+    has_header = rests & (rows.rate_hz > 0)
+    pieces = np.flatnonzero(has_header[at.row])
+    is_asked = np.array([one == dataset for one in rows.datasets], bool)
+    outcomes = np.flatnonzero(is_asked[found.dataset] & has_header[found.row])
+    # A recording and a shard together name a piece, and the outcome of that piece.
+    piece_of = at.row[pieces] * n_shards + at.shard[pieces]
+    outcome_of = found.row[outcomes] * n_shards + found.shard[outcomes]
+    outcomes = outcomes[np.isin(outcome_of, piece_of)]
+    waiting = pieces[~np.isin(piece_of, outcome_of)]
+    rate_hz = rows.rate_hz[found.row[outcomes]]
+    taken = found.values.take(pa.array(outcomes))
+    for key in ("embedded", "padded", "skipped", "failed"):
+        seconds = float((taken.field(key).to_numpy() / rate_hz).sum())
+        setattr(sums, key, getattr(sums, key) + seconds)
+        sums.total += seconds
+    sums.n_rows += pc.sum(taken.field("n_rows")).as_py() or 0
+    row = at.row[waiting]
+    end = np.where(at.stop[waiting] == -1, np.maximum(rows.n_samples[row], 0), at.stop[waiting])
+    n_channels = rows.channels[row] if channels == "each" else 1
+    promised = np.maximum(0, end - at.start[waiting]) * n_channels / rows.rate_hz[row]
+    sums.pending += float(promised.sum())
+    sums.total += float(promised.sum())
 
 
 def _add(sums: Seconds, entry: Known, dataset: Dataset, channels: str) -> None:
@@ -96,10 +130,7 @@ def failed_fraction(ledger: Ledger, datasets: tuple[Dataset, ...], channels: str
     """
     if not ledger.known:
         return 0.0
-    unreadable = sum(
-        entry.failure is not None and not entry.failure.reason.is_transient
-        for entry in ledger.known.values()
-    )
+    unreadable = sum(not failure.reason.is_transient for failure in ledger.unopened())
     worst = unreadable / len(ledger.known)
     for dataset in datasets:
         sums = dataset_seconds(ledger, dataset, channels)
