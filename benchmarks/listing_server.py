@@ -125,10 +125,12 @@ class Handler(BaseHTTPRequestHandler):
         """Delete many: the one thing that S3 is asked with POST here."""
         bucket = unquote(urlsplit(self.path).path).strip("/")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        for key in re.findall("<Key>(.*?)</Key>", body):
+        keys = re.findall("<Key>(.*?)</Key>", body)
+        for key in keys:
             STORE.requests["delete"] += 1
             STORE.delete(f"{bucket}/{unescape(key)}")
-        self._answer(200, b"<DeleteResult></DeleteResult>")
+        gone = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        self._answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
 
     def do_DELETE(self) -> None:
         STORE.requests["delete"] += 1

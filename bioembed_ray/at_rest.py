@@ -1,8 +1,8 @@
 """The ledger's table as columns: recordings that nothing happens to never become objects.
 
-A million recordings as objects take 3 GB and minutes; as columns a tenth of both. Whatever planning
-asks of all recordings is answered here with arrays. `entries.py` makes objects of the few rows that
-something happens to, and `ledger.py` adds both up.
+A million recordings as objects take gigabytes and minutes. Whatever planning asks of all of them is
+answered here with arrays. `entries.py` makes objects of the few rows that something happens to, and
+`ledger.py` adds both up. The table stays the compressed file it was, a tenth of its columns.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from bioembed_ray import schema
 from bioembed_ray.datasets import Dataset
@@ -29,15 +30,17 @@ from bioembed_ray.probe import Header
 from bioembed_ray.segments import place_stamp
 from bioembed_ray.windows import Coverage
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.integer[Any]]
 Mask = npt.NDArray[np.bool_]
 
 BATCH = 1 << 16
 # ISO 8601 as `datetime.isoformat` writes it.
 ISO_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?([+-]\d\d:\d\d(:\d\d(\.\d{6})?)?)?$"
 # Columns of few different texts, which are kept once each.
+OUTCOME_KEYS = ("shard", "table", "encoder", "version")
+METADATA = ["recorded_at", "device", "site", "latitude", "longitude", "time_expansion"]
 REPEATED = (
-    *(f"outcomes.list.element.{name}" for name in ("shard", "table", "encoder", "version")),
+    *(f"outcomes.list.element.{key}" for key in OUTCOME_KEYS),
     "spans.list.element.shard",
     "header",
     "container",
@@ -65,26 +68,24 @@ class PieceColumns:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeColumns:
-    """Every outcome of every row.
+    """Every outcome of every row; what it says is read when it is asked for.
 
     Attributes:
         row: (O,) row of the recording.
         shard: (O,) index into `Rows.shards`.
         dataset: (O,) index into `Rows.datasets`.
-        values: All fields, as they stand in the table.
     """
 
     row: Ints
     shard: Ints
     dataset: Ints
-    values: pa.StructArray
 
 
 class Rows:
     """Rows of recordings/ in name order, with what planning asks for as arrays.
 
     Attributes:
-        table: All columns.
+        titles: All columns.
         names: (N,) names, ascending.
         labels: Titles of the manifest's columns.
         rate_hz, channels: (N,) of the header, 0 where it could not be read.
@@ -96,38 +97,66 @@ class Rows:
         outcomes: What became of them.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        """Take up a table of recordings/.
+    def __init__(self, body: bytes) -> None:
+        """Take up a file of recordings/.
 
         Raises:
-            ValueError, KeyError, TypeError: a table of another layout.
+            ValueError, KeyError, TypeError, OSError: torn, or of another layout.
         """
-        names = table.column("recording").combine_chunks()
-        if len(names) > 1 and not pc.all(pc.less(names[:-1], names[1:])).as_py():
+        self._file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=list(REPEATED))
+        self._kept: dict[str, pa.Array] = {}
+        self.titles: list[str] = self._file.schema_arrow.names
+        missing = set(schema.RECORDINGS.names) - set(self.titles)
+        if missing:
+            raise KeyError(f"recordings/ lacks {', '.join(sorted(missing))}")
+        self.labels = [title for title in self.titles if title not in schema.RECORDINGS.names]
+        self.names = self.read("recording")
+        if len(self.names) > 1 and not pc.all(pc.less(self.names[:-1], self.names[1:])).as_py():
             raise ValueError("recordings are not in name order")
-        self.table = pa.table(
-            [column.combine_chunks() for column in table.columns], schema=table.schema
-        )
-        self.names = names
-        self.labels = [title for title in table.schema.names if title not in schema.RECORDINGS.names]
-        self.rate_hz = self._ints("rate_hz", 0)
-        self.channels = self._ints("channels", 0)
-        self.n_samples = self._ints("n_samples_header", -1)
-        self.n_promised = self._ints("n_samples_promised", -1)
-        header = _codes(self.table.column("header").combine_chunks())
-        self._header = header[0]
-        self._header_facts = [_header_facts(text) for text in header[1]]
-        _check_times(self.table.column("recorded_at"))
-        _read_metadata_of_one(self)
-        spans, outcomes = (self.table.column(key).combine_chunks() for key in ("spans", "outcomes"))
-        self.pieces, self.outcomes, self.shards, self.datasets = _columns(spans, outcomes)
+        self.rate_hz = _ints(self.read("rate_hz"))
+        self.channels = _ints(self.read("channels"))
+        self.n_samples = _ints(self.read("n_samples_header"), -1)
+        self.n_promised = _ints(self.read("n_samples_promised"), -1)
+        self._header, texts = _codes(self.read("header"))
+        self._header_facts = [_header_facts(text) for text in texts]
+        _check_times(self.read("recorded_at"))
+        self._take_pieces_up()
+
+    def _take_pieces_up(self) -> None:
+        spans = self.read("spans")
+        span = spans.flatten()
+        span_shard, span_ids = _codes(span.field("shard"))
+        lists = {key: self.read(f"outcomes.list.element.{key}") for key in OUTCOME_KEYS}
+        codes = {key: _codes(lists[key].flatten().field(key)) for key in OUTCOME_KEYS}
+        outcome_shard, outcome_ids = codes.pop("shard")
+        self.shards = list(dict.fromkeys([*span_ids, *outcome_ids]))
         self._shard_index = {shard: index for index, shard in enumerate(self.shards)}
+        here = np.array([self._shard_index[shard] for shard in outcome_ids], np.int32)
+        start, stop = _ints(span.field("start")), _ints(span.field("stop"), -1)
+        self.pieces = PieceColumns(_row_of(spans), span_shard, start, stop)
+        self.datasets, dataset = _datasets(list(codes.values()))
+        row = _row_of(lists["shard"])
+        self.outcomes = OutcomeColumns(row, here[outcome_shard], dataset)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def _ints(self, key: str, missing: int) -> Ints:
-        return _ints(self.table.column(key).combine_chunks(), missing)
+    def read(self, key: str) -> pa.Array:
+        """Return a column, (N,), or what one field of a nested one leaves of it."""
+        # One thread: several decode a million rows no sooner, into several times the memory.
+        column = self._file.read(columns=[key], use_threads=False).column(0)
+        return column.unify_dictionaries().combine_chunks()
+
+    def outcome_values(self, key: str) -> Ints:
+        """Return (O,) one number of every outcome: `n_decoded`, `embedded`, …"""
+        return _ints(self.read(f"outcomes.list.element.{key}").flatten().field(key))
+
+    def _take(self, keys: list[str], rows: Ints) -> list[dict[str, Any]]:
+        """Return some columns of some rows; a column that was asked for once is kept."""
+        for key in keys:
+            if key not in self._kept:
+                self._kept[key] = self.names if key == "recording" else self.read(key)
+        return pa.table({key: self._kept[key].take(pa.array(rows)) for key in keys}).to_pylist()
 
     def find(self, name: str) -> int | None:
         """Return the row of a recording, None where it has none."""
@@ -141,12 +170,12 @@ class Rows:
 
     def stamps(self, wanted: Mask) -> Iterator[tuple[str, str]]:
         """Yield (name, stamp of the sound) of rows, in name order."""
-        keys = ["recording", "stamp", "offset", "row", "column"]
+        place = [self.read(key) for key in ("stamp", "offset", "row", "column")]
         for first in range(0, len(self), BATCH):
-            part = self.table.select(keys).slice(first, BATCH)
-            part = part.filter(pa.array(wanted[first : first + BATCH]))
-            for name, *place in zip(*(part.column(key).to_pylist() for key in keys), strict=True):
-                yield name, place_stamp(*place)
+            asked = pa.array(wanted[first : first + BATCH])
+            columns = (column.slice(first, BATCH).filter(asked) for column in (self.names, *place))
+            for name, *at in zip(*(column.to_pylist() for column in columns), strict=True):
+                yield name, place_stamp(*at)
 
     def indices_of(self, shards: Iterable[str]) -> Ints:
         """Return the indices of those shards that have any, ascending."""
@@ -178,7 +207,8 @@ class Rows:
         """Yield the parts whose outcome stands in one of these rows."""
         at, n_shards = self.outcomes, max(1, len(self.shards))
         is_there = np.zeros(len(self.datasets) * n_shards, bool)
-        is_there[(at.dataset * n_shards + at.shard)[wanted[at.row]]] = True
+        place = at.dataset.astype(np.int64) * n_shards + at.shard
+        is_there[place[wanted[at.row]]] = True
         for place in np.flatnonzero(is_there).tolist():
             yield self.datasets[place // n_shards], self.shards[place % n_shards]
 
@@ -191,9 +221,8 @@ class Rows:
 
     def headers(self, rows: Ints) -> list[Header | None]:
         """Return the headers of rows."""
-        kinds = (self.table.column(key).take(rows).to_pylist() for key in ("container", "subtype"))
         found: list[Header | None] = []
-        for row, container, subtype in zip(rows.tolist(), *kinds, strict=True):
+        for row, kind in zip(rows.tolist(), self._take(["container", "subtype"], rows), strict=True):
             facts = self._header_facts[self._header[row]] if self._header[row] >= 0 else None
             if facts is None:
                 found.append(None)
@@ -202,8 +231,7 @@ class Rows:
             n_samples, n_promised = (None if length < 0 else length for length in lengths)
             found.append(
                 Header(
-                    container=container,
-                    subtype=subtype,
+                    **kind,
                     rate_hz=int(self.rate_hz[row]),
                     channels=int(self.channels[row]),
                     n_samples=n_samples,
@@ -216,7 +244,7 @@ class Rows:
     def recordings(self, rows: Ints) -> list[Recording]:
         """Return name, source and labels of rows."""
         keys = ["recording", "uri", "stamp", "size_bytes", "offset", "row", "column"]
-        found = self.table.select([*keys, *self.labels]).take(rows).to_pylist()
+        found = self._take([*keys, *self.labels], rows)
         return [
             Recording(
                 row["recording"],
@@ -233,23 +261,19 @@ class Rows:
             found = zip(
                 self.recordings(part),
                 self.headers(part),
-                self.table.select(METADATA).take(part).to_pylist(),
-                self.table.column("spans").take(part).to_pylist(),
-                self.table.column("outcomes").take(part).to_pylist(),
+                self._take(METADATA, part),
+                self._take(["spans", "outcomes"], part),
                 strict=True,
             )
-            for recording, header, about, spans, outcomes in found:
+            for recording, header, about, nested in found:
                 yield Known(
                     recording,
                     header,
                     None if header is None else _metadata(about),
                     None,
-                    [Piece(**span) for span in spans or []],
-                    dict(_outcome(recording.name, one) for one in outcomes or []),
+                    [Piece(**span) for span in nested["spans"] or []],
+                    dict(_outcome(recording.name, one) for one in nested["outcomes"] or []),
                 )
-
-
-METADATA = ["recorded_at", "device", "site", "latitude", "longitude", "time_expansion"]
 
 
 def _metadata(about: dict[str, Any]) -> Metadata:
@@ -264,39 +288,32 @@ def _outcome(name: str, one: dict[str, Any]) -> tuple[tuple[Dataset, str], SpanO
     return (dataset, one["shard"]), found
 
 
-def _columns(
-    spans: pa.ListArray, outcomes: pa.ListArray
-) -> tuple[PieceColumns, OutcomeColumns, list[str], list[Dataset]]:
-    span, outcome = spans.flatten(), outcomes.flatten()
-    span_shard, span_ids = _codes(span.field("shard"))
-    outcome_shard, outcome_ids = _codes(outcome.field("shard"))
-    shards = list(dict.fromkeys([*span_ids, *outcome_ids]))
-    index = {shard: place for place, shard in enumerate(shards)}
-    at_outcome = np.array([index[shard] for shard in outcome_ids], np.int64)
-    pieces = PieceColumns(
-        _row_of(spans), span_shard, _ints(span.field("start")), _ints(span.field("stop"), -1)
-    )
-    # Three short texts become one number: digits in a base per column.
-    codes = [_codes(outcome.field(key)) for key in ("table", "encoder", "version")]
-    mixed = np.zeros(len(outcome), np.int64)
-    for code, texts in codes:
-        mixed = mixed * max(1, len(texts)) + code
-    found, first, dataset = np.unique(mixed, return_index=True, return_inverse=True)
-    datasets = [Dataset(*(texts[code[place]] for code, texts in codes)) for place in first.tolist()]
-    columns = OutcomeColumns(
-        _row_of(outcomes), at_outcome[outcome_shard], dataset.reshape(-1), outcome
-    )
-    return pieces, columns, shards, datasets
+def _datasets(codes: list[tuple[Ints, list[str]]]) -> tuple[list[Dataset], Ints]:
+    """Return (distinct partitions, index of each outcome's) of coded tables, encoders and versions."""
+    mixed = np.zeros(len(codes[0][0]), np.int32)
+    sizes = [max(1, len(texts)) for _, texts in codes]
+    for (code, _), size in zip(codes, sizes, strict=True):
+        mixed = mixed * size + code
+    found = np.flatnonzero(np.bincount(mixed))
+    index = np.zeros(int(np.prod(sizes)), np.int32)
+    index[found] = np.arange(len(found))
+    digits = zip(*np.unravel_index(found, sizes), strict=True)
+    datasets = [
+        Dataset(*(texts[digit] for digit, (_, texts) in zip(place, codes, strict=True)))
+        for place in digits
+    ]
+    return datasets, index[mixed]
 
 
 def _row_of(lists: pa.ListArray) -> Ints:
-    return np.repeat(np.arange(len(lists)), _ints(pc.list_value_length(lists), 0))
+    return np.repeat(np.arange(len(lists), dtype=np.int32), _ints(pc.list_value_length(lists)))
 
 
 def _codes(texts: pa.Array) -> tuple[Ints, list[str]]:
     """Return (index into the distinct texts, -1 for null; these texts)."""
     coded = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
-    return _ints(coded.indices, -1), coded.dictionary.to_pylist()
+    indices: Ints = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
+    return indices, coded.dictionary.to_pylist()
 
 
 def _ints(array: pa.Array, missing: int = 0) -> Ints:
@@ -312,13 +329,7 @@ def _header_facts(text: str) -> dict[str, Any]:
     return dict(facts)
 
 
-def _check_times(texts: pa.ChunkedArray) -> None:
+def _check_times(texts: pa.Array) -> None:
     is_time = pc.match_substring_regex(texts, ISO_TIME)
     if pc.any(pc.invert(is_time)).as_py():
         raise ValueError("recorded_at holds what is no time")
-
-
-def _read_metadata_of_one(rows: Rows) -> None:
-    """Make an object of the first row, so that a layout of other columns is found on loading."""
-    for _ in rows.known(np.arange(min(1, len(rows)))):
-        pass

@@ -182,7 +182,7 @@ class Ledger:
         """Return how many recordings are embedded, partial, failed or pending."""
         counts = Counter(entry.status for entry in self.known.active.values())
         if self.known.rows is not None:
-            column = self.known.rows.table.column("status").filter(self.known.rests)
+            column = self.known.rows.read("status").filter(self.known.rests)
             for found in pc.value_counts(column.cast("string")).to_pylist():
                 counts[found["values"]] += found["counts"]
         return counts

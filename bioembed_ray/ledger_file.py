@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
-from bioembed_ray.at_rest import BATCH, REPEATED, Rows
+from bioembed_ray.at_rest import BATCH, Rows
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.entries import Entries
 from bioembed_ray.errors import NotFoundError, Reason
@@ -39,9 +39,8 @@ def load(output: str) -> Ledger | None:
     except NotFoundError:
         return None
     try:
-        table = pq.read_table(pa.BufferReader(recordings), read_dictionary=list(REPEATED))
         failed = pq.read_table(pa.BufferReader(failures)).to_pylist()
-        ledger = Ledger(Entries(rows=Rows(table)))
+        ledger = Ledger(Entries(rows=Rows(recordings)))
         found = [_failure(row) for row in failed]
     # ArrowInvalid, a bad date and an unknown reason are ValueErrors; a torn table is an OSError.
     except (ValueError, KeyError, TypeError, OSError):
@@ -122,8 +121,8 @@ def recordings_table(ledger: Ledger) -> pa.Table:
 
 def _resting(known: Entries, rows: Rows) -> pa.Table:
     """Return the rows that stand as they were read, but where the input now has them."""
-    table = rows.table.select(schema.RECORDINGS.names).filter(known.rests)
-    table = table.cast(schema.RECORDINGS)
+    columns = [rows.read(key).filter(known.rests) for key in schema.RECORDINGS.names]
+    table = pa.table(columns, names=schema.RECORDINGS.names).cast(schema.RECORDINGS)
     if not known.listed:
         return table
     sources = [known.listed[name].source for name in known.resting_names()]

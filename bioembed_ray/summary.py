@@ -13,8 +13,6 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from bioembed_ray import storage
 from bioembed_ray.at_rest import Mask, Rows
@@ -81,17 +79,16 @@ def _add_resting(sums: Seconds, rows: Rows, rests: Mask, dataset: Dataset, chann
     is_asked = np.array([one == dataset for one in rows.datasets], bool)
     outcomes = np.flatnonzero(is_asked[found.dataset] & has_header[found.row])
     # A recording and a shard together name a piece, and the outcome of that piece.
-    piece_of = at.row[pieces] * n_shards + at.shard[pieces]
-    outcome_of = found.row[outcomes] * n_shards + found.shard[outcomes]
+    piece_of = at.row[pieces].astype(np.int64) * n_shards + at.shard[pieces]
+    outcome_of = found.row[outcomes].astype(np.int64) * n_shards + found.shard[outcomes]
     outcomes = outcomes[np.isin(outcome_of, piece_of)]
     waiting = pieces[~np.isin(piece_of, outcome_of)]
     rate_hz = rows.rate_hz[found.row[outcomes]]
-    taken = found.values.take(pa.array(outcomes))
     for key in ("embedded", "padded", "skipped", "failed"):
-        seconds = float((taken.field(key).to_numpy() / rate_hz).sum())
+        seconds = float((rows.outcome_values(key)[outcomes] / rate_hz).sum())
         setattr(sums, key, getattr(sums, key) + seconds)
         sums.total += seconds
-    sums.n_rows += pc.sum(taken.field("n_rows")).as_py() or 0
+    sums.n_rows += int(rows.outcome_values("n_rows")[outcomes].sum())
     row = at.row[waiting]
     end = np.where(at.stop[waiting] == -1, np.maximum(rows.n_samples[row], 0), at.stop[waiting])
     n_channels = rows.channels[row] if channels == "each" else 1
