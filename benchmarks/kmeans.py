@@ -33,11 +33,12 @@ from bioembed_ray.cluster import cluster_resources, connect, disconnect
 from bioembed_ray.codebooks import blocks
 from bioembed_ray.codebooks.blocks import SampleInfo, group_name, put_rows
 from bioembed_ray.codebooks.fit import ActorPool, Workers, plan_workers
-from bioembed_ray.codebooks.fit_steps import Fit, iteration, sample_folder
+from bioembed_ray.codebooks.fit_steps import iteration, sample_folder
 from bioembed_ray.codebooks.fit_worker import Head, Share, Worker
 from bioembed_ray.codebooks.frame_parts import Rows
-from bioembed_ray.codebooks.lloyd import LloydRule, State
+from bioembed_ray.codebooks.lloyd import State
 from bioembed_ray.codebooks.partial_sums import group_rows
+from bioembed_ray.codebooks.rule import Fit, LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.codebooks.seeding import plus_plus
 

@@ -38,12 +38,14 @@ class Store:
         self.keys = sorted(self.about)
 
     def put(self, key: str, body: bytes) -> None:
+        """Keep an object."""
         if key not in self.about:
             bisect.insort(self.keys, key)
         self.about[key] = (len(body), hashlib.md5(body, usedforsecurity=False).hexdigest())
         self.bodies[key] = body
 
     def delete(self, key: str) -> None:
+        """Drop an object."""
         if self.about.pop(key, None) is not None:
             self.keys.pop(bisect.bisect_left(self.keys, key))
             self.bodies.pop(key, None)
@@ -65,7 +67,9 @@ class Store:
             "<StorageClass>STANDARD</StorageClass></Contents>"
             for key in found
         )
-        token = f"<NextContinuationToken>{quote(found[-1])}</NextContinuationToken>" if found else ""
+        token = (
+            f"<NextContinuationToken>{quote(found[-1])}</NextContinuationToken>" if found else ""
+        )
         return (
             '<?xml version="1.0" encoding="UTF-8"?>'
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
@@ -87,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
+        """List a page, or give an object or a range of it."""
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query, True)
         bucket, _, key = unquote(path).lstrip("/").partition("/")
         if "load" in query:
@@ -106,10 +111,12 @@ class Handler(BaseHTTPRequestHandler):
         return self._answer(200, text.replace(f"<Key>{bucket}/", "<Key>").encode())
 
     def do_HEAD(self) -> None:
+        """Tell size and etag."""
         STORE.requests["head"] += 1
         self._object(unquote(urlsplit(self.path).path).lstrip("/"))
 
     def do_PUT(self) -> None:
+        """Take an object, under a condition where one is given."""
         STORE.requests["put"] += 1
         key = unquote(urlsplit(self.path).path).lstrip("/")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -133,6 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
 
     def do_DELETE(self) -> None:
+        """Drop an object."""
         STORE.requests["delete"] += 1
         STORE.delete(unquote(urlsplit(self.path).path).lstrip("/"))
         self._answer(204)
@@ -154,7 +162,12 @@ class Handler(BaseHTTPRequestHandler):
         return self._answer(206, piece, etag=etag, span=f"bytes {start}-{stop - 1}/{size}")
 
     def _answer(
-        self, status: int, body: bytes = b"", etag: str = "", length: int | None = None, span: str = ""
+        self,
+        status: int,
+        body: bytes = b"",
+        etag: str = "",
+        length: int | None = None,
+        span: str = "",
     ) -> None:
         self.send_response(status)
         is_head = self.command == "HEAD"

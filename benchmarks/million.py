@@ -82,8 +82,10 @@ def recordings(n: int) -> Iterator[tuple[str, Source, Header]]:
         at = START + timedelta(minutes=place)
         name = f"SITE_{site:03d}/{at:%Y%m%d}/SITE_{site:03d}_{at:%Y%m%d_%H%M%S}.wav"
         source = Source(f"s3://archive/2024/{name}", f"{number:032x}", 44 + 2 * length)
-        yield name, source, Header(
-            "WAV", "PCM_16", RATE_HZ, 1, length, True, "soundfile", (), length
+        yield (
+            name,
+            source,
+            Header("WAV", "PCM_16", RATE_HZ, 1, length, True, "soundfile", (), length),
         )
 
 
@@ -189,7 +191,7 @@ def measure(command: str, job_file: Path) -> Measured:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     wall_s = time.perf_counter() - started
-    said = next((l for l in done.stderr.splitlines() if l.startswith("measured")), None)
+    said = next((line for line in done.stderr.splitlines() if line.startswith("measured")), None)
     if done.returncode or said is None:
         sys.exit(f"{command} failed ({done.returncode}): {done.stderr[-2000:]}")
     _, cpu_s, peak, has_ray = said.split()
@@ -241,7 +243,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         n_shards = build(job, n, Path(folder))
-        print(f"{n:,} recordings in {n_shards:,} shards, {time.perf_counter() - started:.0f} s to make")
+        print(
+            f"{n:,} recordings in {n_shards:,} shards, {time.perf_counter() - started:.0f} s to make"
+        )
         job_file = Path(folder) / "job.yaml"
         job_file.write_text(json.dumps(raw))
         print(f"load before: {os.getloadavg()[0]:.2f}")

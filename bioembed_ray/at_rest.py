@@ -10,17 +10,25 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema
+from bioembed_ray.columns import (
+    Ints,
+    Mask,
+    OutcomeColumns,
+    PieceColumns,
+    codes_of,
+    datasets_of,
+    ints_of,
+    list_rows,
+)
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs import Recording, Source
 from bioembed_ray.known import Known, Piece
@@ -29,9 +37,6 @@ from bioembed_ray.outcomes import SpanOutcome
 from bioembed_ray.probe import Header
 from bioembed_ray.segments import place_stamp
 from bioembed_ray.windows import Coverage
-
-Ints = npt.NDArray[np.integer[Any]]
-Mask = npt.NDArray[np.bool_]
 
 BATCH = 1 << 16
 # ISO 8601 as `datetime.isoformat` writes it.
@@ -49,39 +54,7 @@ REPEATED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PieceColumns:
-    """Every piece of every row, in the order of rows and starts.
-
-    Attributes:
-        row: (P,) row of the recording.
-        shard: (P,) index into `Rows.shards`.
-        start: (P,) first native sample.
-        stop: (P,) one past the last; -1 to the end.
-    """
-
-    row: Ints
-    shard: Ints
-    start: Ints
-    stop: Ints
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeColumns:
-    """Every outcome of every row; what it says is read when it is asked for.
-
-    Attributes:
-        row: (O,) row of the recording.
-        shard: (O,) index into `Rows.shards`.
-        dataset: (O,) index into `Rows.datasets`.
-    """
-
-    row: Ints
-    shard: Ints
-    dataset: Ints
-
-
-class Rows:
+class AtRest:
     """Rows of recordings/ in name order, with what planning asks for as arrays.
 
     Attributes:
@@ -113,11 +86,11 @@ class Rows:
         self.names = self.read("recording")
         if len(self.names) > 1 and not pc.all(pc.less(self.names[:-1], self.names[1:])).as_py():
             raise ValueError("recordings are not in name order")
-        self.rate_hz = _ints(self.read("rate_hz"))
-        self.channels = _ints(self.read("channels"))
-        self.n_samples = _ints(self.read("n_samples_header"), -1)
-        self.n_promised = _ints(self.read("n_samples_promised"), -1)
-        self._header, texts = _codes(self.read("header"))
+        self.rate_hz = ints_of(self.read("rate_hz"))
+        self.channels = ints_of(self.read("channels"))
+        self.n_samples = ints_of(self.read("n_samples_header"), -1)
+        self.n_promised = ints_of(self.read("n_samples_promised"), -1)
+        self._header, texts = codes_of(self.read("header"))
         self._header_facts = [_header_facts(text) for text in texts]
         _check_times(self.read("recorded_at"))
         self._take_pieces_up()
@@ -125,17 +98,17 @@ class Rows:
     def _take_pieces_up(self) -> None:
         spans = self.read("spans")
         span = spans.flatten()
-        span_shard, span_ids = _codes(span.field("shard"))
+        span_shard, span_ids = codes_of(span.field("shard"))
         lists = {key: self.read(f"outcomes.list.element.{key}") for key in OUTCOME_KEYS}
-        codes = {key: _codes(lists[key].flatten().field(key)) for key in OUTCOME_KEYS}
+        codes = {key: codes_of(lists[key].flatten().field(key)) for key in OUTCOME_KEYS}
         outcome_shard, outcome_ids = codes.pop("shard")
         self.shards = list(dict.fromkeys([*span_ids, *outcome_ids]))
         self._shard_index = {shard: index for index, shard in enumerate(self.shards)}
         here = np.array([self._shard_index[shard] for shard in outcome_ids], np.int32)
-        start, stop = _ints(span.field("start")), _ints(span.field("stop"), -1)
-        self.pieces = PieceColumns(_row_of(spans), span_shard, start, stop)
-        self.datasets, dataset = _datasets(list(codes.values()))
-        row = _row_of(lists["shard"])
+        start, stop = ints_of(span.field("start")), ints_of(span.field("stop"), -1)
+        self.pieces = PieceColumns(list_rows(spans), span_shard, start, stop)
+        self.datasets, dataset = datasets_of(list(codes.values()))
+        row = list_rows(lists["shard"])
         self.outcomes = OutcomeColumns(row, here[outcome_shard], dataset)
 
     def __len__(self) -> int:
@@ -148,15 +121,17 @@ class Rows:
         return column.unify_dictionaries().combine_chunks()
 
     def outcome_values(self, key: str) -> Ints:
-        """Return (O,) one number of every outcome: `n_decoded`, `embedded`, …"""
-        return _ints(self.read(f"outcomes.list.element.{key}").flatten().field(key))
+        """Return (O,) one number of every outcome, e.g. its `n_decoded`."""
+        return ints_of(self.read(f"outcomes.list.element.{key}").flatten().field(key))
 
     def _take(self, keys: list[str], rows: Ints) -> list[dict[str, Any]]:
         """Return some columns of some rows; a column that was asked for once is kept."""
         for key in keys:
             if key not in self._kept:
                 self._kept[key] = self.names if key == "recording" else self.read(key)
-        return pa.table({key: self._kept[key].take(pa.array(rows)) for key in keys}).to_pylist()
+        taken = {key: self._kept[key].take(pa.array(rows)) for key in keys}
+        found: list[dict[str, Any]] = pa.table(taken).to_pylist()
+        return found
 
     def find(self, name: str) -> int | None:
         """Return the row of a recording, None where it has none."""
@@ -166,7 +141,7 @@ class Rows:
     def find_all(self, names: Iterable[str]) -> Ints:
         """Return the row of every name, -1 where it has none."""
         asked = pa.array(names if isinstance(names, list) else list(names), pa.string())
-        return _ints(pc.index_in(asked, value_set=self.names), -1)
+        return ints_of(pc.index_in(asked, value_set=self.names), -1)
 
     def stamps(self, wanted: Mask) -> Iterator[tuple[str, str]]:
         """Yield (name, stamp of the sound) of rows, in name order."""
@@ -186,9 +161,7 @@ class Rows:
         """Return the rows with a piece or an outcome in one of these shards, ascending."""
         is_asked = np.zeros(len(self.shards), bool)
         is_asked[self.indices_of(shards)] = True
-        rows = [
-            columns.row[is_asked[columns.shard]] for columns in (self.pieces, self.outcomes)
-        ]
+        rows = [columns.row[is_asked[columns.shard]] for columns in (self.pieces, self.outcomes)]
         return np.unique(np.concatenate(rows))
 
     def unplaced(self) -> Ints:
@@ -209,8 +182,8 @@ class Rows:
         is_there = np.zeros(len(self.datasets) * n_shards, bool)
         place = at.dataset.astype(np.int64) * n_shards + at.shard
         is_there[place[wanted[at.row]]] = True
-        for place in np.flatnonzero(is_there).tolist():
-            yield self.datasets[place // n_shards], self.shards[place % n_shards]
+        for found in np.flatnonzero(is_there).tolist():
+            yield self.datasets[found // n_shards], self.shards[found % n_shards]
 
     def promised(self) -> Ints:
         """Return (P,) the native samples that headers promise for every piece."""
@@ -222,7 +195,9 @@ class Rows:
     def headers(self, rows: Ints) -> list[Header | None]:
         """Return the headers of rows."""
         found: list[Header | None] = []
-        for row, kind in zip(rows.tolist(), self._take(["container", "subtype"], rows), strict=True):
+        for row, kind in zip(
+            rows.tolist(), self._take(["container", "subtype"], rows), strict=True
+        ):
             facts = self._header_facts[self._header[row]] if self._header[row] >= 0 else None
             if facts is None:
                 found.append(None)
@@ -286,39 +261,6 @@ def _outcome(name: str, one: dict[str, Any]) -> tuple[tuple[Dataset, str], SpanO
     dataset = Dataset(one["table"], one["encoder"], one["version"])
     found = SpanOutcome(name, one["n_decoded"], one["n_nonfinite"], one["n_rows"], sums)
     return (dataset, one["shard"]), found
-
-
-def _datasets(codes: list[tuple[Ints, list[str]]]) -> tuple[list[Dataset], Ints]:
-    """Return (distinct partitions, index of each outcome's) of coded tables, encoders and versions."""
-    mixed = np.zeros(len(codes[0][0]), np.int32)
-    sizes = [max(1, len(texts)) for _, texts in codes]
-    for (code, _), size in zip(codes, sizes, strict=True):
-        mixed = mixed * size + code
-    found = np.flatnonzero(np.bincount(mixed))
-    index = np.zeros(int(np.prod(sizes)), np.int32)
-    index[found] = np.arange(len(found))
-    digits = zip(*np.unravel_index(found, sizes), strict=True)
-    datasets = [
-        Dataset(*(texts[digit] for digit, (_, texts) in zip(place, codes, strict=True)))
-        for place in digits
-    ]
-    return datasets, index[mixed]
-
-
-def _row_of(lists: pa.ListArray) -> Ints:
-    return np.repeat(np.arange(len(lists), dtype=np.int32), _ints(pc.list_value_length(lists)))
-
-
-def _codes(texts: pa.Array) -> tuple[Ints, list[str]]:
-    """Return (index into the distinct texts, -1 for null; these texts)."""
-    coded = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
-    indices: Ints = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
-    return indices, coded.dictionary.to_pylist()
-
-
-def _ints(array: pa.Array, missing: int = 0) -> Ints:
-    found: Ints = pc.fill_null(array.cast(pa.int64()), missing).to_numpy(zero_copy_only=False)
-    return found
 
 
 def _header_facts(text: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMappi
 
 import numpy as np
 
-from bioembed_ray.at_rest import Ints, Rows
+from bioembed_ray.at_rest import AtRest
+from bioembed_ray.columns import Ints
 from bioembed_ray.inputs import Recording
 from bioembed_ray.known import Known
 from bioembed_ray.segments import Shard, Span, span_stamp
@@ -26,7 +27,9 @@ class Entries(MutableMapping[str, Known]):
         listed: What the input says of recordings; it may have other URIs and labels than the rows.
     """
 
-    def __init__(self, active: Mapping[str, Known] | None = None, rows: Rows | None = None) -> None:
+    def __init__(
+        self, active: Mapping[str, Known] | None = None, rows: AtRest | None = None
+    ) -> None:
         self.active = dict(active or {})
         self.rows = rows
         self.rests = np.ones(0 if rows is None else len(rows), bool)
@@ -146,7 +149,9 @@ class Shards(Mapping[str, Shard]):
         self._listed = known.listed
         self._spans: dict[str, list[Span]] = {}
         for name, entry in known.active.items():
-            for piece in entry.pieces if entry.header is not None else []:
+            if entry.header is None:
+                continue
+            for piece in entry.pieces:
                 span = Span(name, entry.recording.source, entry.header, piece.start, piece.stop)
                 self._spans.setdefault(piece.shard, []).append(span)
         self._pieces: Ints = np.zeros(0, np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from bioembed_ray.at_rest import Ints
+from bioembed_ray.columns import Ints
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.entries import Entries, Shards
 from bioembed_ray.known import Known, Piece

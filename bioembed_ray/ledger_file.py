@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
-from bioembed_ray.at_rest import BATCH, Rows
+from bioembed_ray.at_rest import BATCH, AtRest
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.entries import Entries
 from bioembed_ray.errors import NotFoundError, Reason
@@ -40,7 +40,7 @@ def load(output: str) -> Ledger | None:
         return None
     try:
         failed = pq.read_table(pa.BufferReader(failures)).to_pylist()
-        ledger = Ledger(Entries(rows=Rows(recordings)))
+        ledger = Ledger(Entries(rows=AtRest(recordings)))
         found = [_failure(row) for row in failed]
     # ArrowInvalid, a bad date and an unknown reason are ValueErrors; a torn table is an OSError.
     except (ValueError, KeyError, TypeError, OSError):
@@ -79,7 +79,7 @@ def _is_as_read(known: Entries) -> bool:
 
 def known_rows(table: pa.Table) -> list[Known]:
     """Return some rows of recordings/ as what is known of them, without their failures."""
-    return [_known(row) for row in table.to_pylist()]
+    return list(AtRest(_parquet(table)).known(np.arange(len(table))))
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -119,7 +119,7 @@ def recordings_table(ledger: Ledger) -> pa.Table:
     return table.replace_schema_metadata({"bioembed.labels": json.dumps(keys)})
 
 
-def _resting(known: Entries, rows: Rows) -> pa.Table:
+def _resting(known: Entries, rows: AtRest) -> pa.Table:
     """Return the rows that stand as they were read, but where the input now has them."""
     columns = [rows.read(key).filter(known.rests) for key in schema.RECORDINGS.names]
     table = pa.table(columns, names=schema.RECORDINGS.names).cast(schema.RECORDINGS)

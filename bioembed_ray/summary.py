@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from bioembed_ray import storage
-from bioembed_ray.at_rest import Mask, Rows
+from bioembed_ray.at_rest import AtRest
+from bioembed_ray.columns import Mask
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.ledger import Known, Ledger
@@ -71,7 +72,7 @@ def dataset_seconds(ledger: Ledger, dataset: Dataset, channels: str) -> Seconds:
     return sums
 
 
-def _add_resting(sums: Seconds, rows: Rows, rests: Mask, dataset: Dataset, channels: str) -> None:
+def _add_resting(sums: Seconds, rows: AtRest, rests: Mask, dataset: Dataset, channels: str) -> None:
     """Add what `_add` adds, for all rows of the table at once."""
     at, found, n_shards = rows.pieces, rows.outcomes, max(1, len(rows.shards))
     has_header = rests & (rows.rate_hz > 0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bioembed_ray.codebooks.partial_sums import Centroids, Metric
+from bioembed_ray.codebooks.rule import Centroids, Metric
 
 
 def align(centroids: Centroids, previous: Centroids, metric: Metric) -> npt.NDArray[np.int64]:

@@ -21,7 +21,7 @@ from bioembed_ray.errors import BrokenOutput
 
 if TYPE_CHECKING:
     # It brings torch along, seconds that reading can do without.
-    from bioembed_ray.codebooks.partial_sums import Centroids, Metric
+    from bioembed_ray.codebooks.rule import Centroids, Metric
 
 CODEBOOK_KEY, CARD_KEY = "codebook.safetensors", "card.json"
 # A codebook that uses less than this share of its codes, by perplexity, is no longer a codebook.

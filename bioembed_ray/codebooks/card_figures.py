@@ -25,7 +25,8 @@ from bioembed_ray.codebooks.fit_worker import Usage
 from bioembed_ray.codebooks.frame_parts import Rows, Vectors, group_of
 from bioembed_ray.codebooks.lloyd import State
 from bioembed_ray.codebooks.nearest import assign, make_codes
-from bioembed_ray.codebooks.partial_sums import Centroids, prepare
+from bioembed_ray.codebooks.partial_sums import prepare
+from bioembed_ray.codebooks.rule import Centroids
 
 PACKAGES = ("bioembed_ray", "numpy", "torch", "ray", "scikit-learn", "pyarrow")
 NOTES = {

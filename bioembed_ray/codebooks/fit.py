@@ -19,9 +19,10 @@ from bioembed_ray import storage
 from bioembed_ray.cluster import cluster_resources, connect
 from bioembed_ray.codebooks.blocks import SampleInfo
 from bioembed_ray.codebooks.card import CODEBOOK_KEY, read_card
-from bioembed_ray.codebooks.fit_steps import Fit, check_request, fit_on, sample_folder
+from bioembed_ray.codebooks.fit_steps import check_request, fit_on, sample_folder
 from bioembed_ray.codebooks.fit_worker import Share, Worker
 from bioembed_ray.codebooks.gather import gather_sample
+from bioembed_ray.codebooks.rule import Fit
 from bioembed_ray.errors import BioembedError, ConfigError
 
 # Ray starts an actor in a second; importing torch on a busy node takes longer.

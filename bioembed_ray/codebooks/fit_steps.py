@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -30,43 +30,13 @@ from bioembed_ray.codebooks.card import (
 from bioembed_ray.codebooks.card_figures import Evidence, make_card
 from bioembed_ray.codebooks.checkpoint import put_state, read_state
 from bioembed_ray.codebooks.fit_worker import Check, Head
-from bioembed_ray.codebooks.lloyd import LloydRule, State, advance, farthest
-from bioembed_ray.codebooks.partial_sums import Centroids, close, fold, prepare
-from bioembed_ray.codebooks.sample import SampleRule, merge
+from bioembed_ray.codebooks.lloyd import State, advance, farthest
+from bioembed_ray.codebooks.partial_sums import close, fold, prepare
+from bioembed_ray.codebooks.rule import FIT_VERSION, Centroids, Fit, LloydRule
+from bioembed_ray.codebooks.sample import merge
 from bioembed_ray.errors import ConfigError, InputError
 
-# Raised by hand when seeding, sums or the end of a fit move any number.
-FIT_VERSION = 1
 MOST_CLUSTERS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A codebook that is wanted.
-
-    Attributes:
-        name: Name in the job file.
-        version: Digest of all that decides it.
-        encoder: Name of the encoder's output, e.g. "hubert.9".
-        encoder_version: Version of its frames.
-        layer: Transformer layer, None for the model's own output.
-        folder: Where it goes: codebooks/<name>/version=<v>.
-        rule: Clusters, metric, seed, end.
-        sample: How many frames, balanced by what.
-        previous: Folder of the last version, whose centroids start the fit and whose ids are kept.
-        second_seed: Whether to fit again with the next seed, to tell how far the seed decides.
-    """
-
-    name: str
-    version: str
-    encoder: str
-    encoder_version: str
-    layer: int | None
-    folder: str
-    rule: LloydRule
-    sample: SampleRule
-    previous: str | None = None
-    second_seed: bool = True
 
 
 class Pool(Protocol):

@@ -18,9 +18,8 @@ import torch
 from bioembed_ray.codebooks import blocks
 from bioembed_ray.codebooks.blocks import SampleInfo
 from bioembed_ray.codebooks.frame_parts import Vectors
-from bioembed_ray.codebooks.lloyd import FarRows, LloydRule, far_rows
+from bioembed_ray.codebooks.lloyd import FarRows, far_rows
 from bioembed_ray.codebooks.partial_sums import (
-    Centroids,
     Node,
     add_group,
     against,
@@ -29,6 +28,7 @@ from bioembed_ray.codebooks.partial_sums import (
     prepare,
     square_norms,
 )
+from bioembed_ray.codebooks.rule import Centroids, LloydRule
 from bioembed_ray.codebooks.sample import Hashes, smallest
 from bioembed_ray.codebooks.seeding import head_rows, mean_variance, plus_plus, robust_centre
 

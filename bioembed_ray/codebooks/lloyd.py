@@ -14,36 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.codebooks.partial_sums import (
-    Against,
-    Centroids,
-    Metric,
-    Partial,
-    add_group,
-    tile_rows,
-)
+from bioembed_ray.codebooks.partial_sums import Against, Partial, add_group, tile_rows
+from bioembed_ray.codebooks.rule import Centroids, LloydRule, Metric
 
 End = Literal["labels stayed", "converged", "max_iterations"]
-
-
-@dataclass(frozen=True, slots=True)
-class LloydRule:
-    """What decides a fit, beside the rows.
-
-    Attributes:
-        clusters: Number of centroids, K.
-        metric: "cosine" fits unit rows with unit centroids.
-        seed: Seed of the first centroids.
-        tolerance: Stop where the sum of squared shifts is at most this times the rows' mean
-            variance per dimension: `tol` of scikit-learn. 0 goes on until no label changes.
-        max_iterations: Stop after so many.
-    """
-
-    clusters: int
-    metric: Metric = "euclidean"
-    seed: int = 0
-    tolerance: float = 1e-4
-    max_iterations: int = 300
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.codebooks.partial_sums import Centroids, Metric
+from bioembed_ray.codebooks.rule import Centroids, Metric
 
 # Rows whose scores exist at once, per device.
 CPU_TILE, GPU_TILE = 512, 1 << 14

@@ -11,14 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-Metric = Literal["euclidean", "cosine"]
-Centroids = npt.NDArray[np.float32]
+from bioembed_ray.codebooks.rule import Centroids, Metric
 
 # Rows whose sums are kept in float32; a group is a multiple of it.
 RUN_ROWS = 4096

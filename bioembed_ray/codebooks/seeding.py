@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.codebooks.partial_sums import Centroids, square_norms
+from bioembed_ray.codebooks.partial_sums import square_norms
+from bioembed_ray.codebooks.rule import Centroids
 
 # The sample's order is random, so its first rows are a fair subsample. 32,768 rows cost 1 s at
 # K = 128 and 768 dimensions; Lloyd's iterations then see every row.

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from bioembed_ray import storage
 from bioembed_ray.codebooks.card import CODEBOOK_KEY
-from bioembed_ray.codebooks.fit_steps import FIT_VERSION, Fit
-from bioembed_ray.codebooks.lloyd import LloydRule
+from bioembed_ray.codebooks.rule import FIT_VERSION, Fit, LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.config import Job
 from bioembed_ray.current import read_current

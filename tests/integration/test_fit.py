@@ -20,8 +20,7 @@ import pytest
 
 from bioembed_ray import storage
 from bioembed_ray.codebooks.fit import Workers, fit_codebook, plan_workers
-from bioembed_ray.codebooks.fit_steps import Fit
-from bioembed_ray.codebooks.lloyd import LloydRule
+from bioembed_ray.codebooks.rule import Fit, LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.errors import ConfigError, InputError
 from tests.unit.kmeans_fixtures import a_fit, pseudo_frames, put_parts, put_sample
@@ -220,7 +219,7 @@ from pathlib import Path
 from bioembed_ray.codebooks import blocks
 from bioembed_ray.codebooks.blocks import read_info
 from bioembed_ray.codebooks.fit_worker import Share, Worker
-from bioembed_ray.codebooks.lloyd import LloydRule
+from bioembed_ray.codebooks.rule import LloydRule
 def status(key):
     text = Path("/proc/self/status").read_text()
     return int(text.partition(key)[2].split()[0]) << 10

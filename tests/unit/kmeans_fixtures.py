@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from bioembed_ray import schema, storage
 from bioembed_ray.codebooks import blocks
 from bioembed_ray.codebooks.blocks import SampleInfo, group_name, put_rows
-from bioembed_ray.codebooks.fit_steps import Fit, fit_on, sample_folder
+from bioembed_ray.codebooks.fit_steps import fit_on, sample_folder
 from bioembed_ray.codebooks.fit_worker import Share, Worker
 from bioembed_ray.codebooks.frame_parts import Rows
-from bioembed_ray.codebooks.lloyd import LloydRule
+from bioembed_ray.codebooks.rule import Fit, LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
 
 PLENTY = 1 << 40

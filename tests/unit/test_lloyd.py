@@ -16,8 +16,8 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 from bioembed_ray.codebooks.card import read_codebook
-from bioembed_ray.codebooks.fit_steps import Fit, fit_on
-from bioembed_ray.codebooks.lloyd import LloydRule, State, advance, far_rows, farthest
+from bioembed_ray.codebooks.fit_steps import fit_on
+from bioembed_ray.codebooks.lloyd import State, advance, far_rows, farthest
 from bioembed_ray.codebooks.nearest import NonFiniteFrame, assign, make_codes
 from bioembed_ray.codebooks.partial_sums import (
     Partial,
@@ -29,6 +29,7 @@ from bioembed_ray.codebooks.partial_sums import (
     prepare,
     square_norms,
 )
+from bioembed_ray.codebooks.rule import Fit, LloydRule
 from bioembed_ray.codebooks.seeding import plus_plus
 from bioembed_ray.errors import InputError
 from tests.unit.kmeans_fixtures import LocalPool, a_fit, blobs, fit_here, pseudo_frames, put_sample
