@@ -58,14 +58,14 @@ def plan(loaded: Job) -> None:
     """Say what a run would do; nothing is written."""
     from bioembed_ray import cluster
     from bioembed_ray.codebooks import wanted
-    from bioembed_ray.look import describe_plan
     from bioembed_ray.plan import list_again, make_plan
+    from bioembed_ray.plan_text import describe_plan
 
     found = make_plan(loaded, cluster.probe_recordings, cluster.list_members)
     codebooks = wanted.wanted_codebooks(loaded, found.encoders)
     applied, missing = wanted.with_tokens(found.encoders, codebooks)
     list_again(found, applied)
-    for line in describe_plan(found, missing):
+    for line in describe_plan(found, missing, codebooks):
         click.echo(mask_secrets(line))
 
 

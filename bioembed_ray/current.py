@@ -73,6 +73,7 @@ def _move(
 
 def _describe_versions(output: str, encoder: PlannedEncoder) -> None:
     """Put what an encoder's versions are, in full, where it is not said yet."""
+    fits = {t.dataset: t.fit for output in encoder.outputs for t in output.tokens}
     checkpoint = {key: one for key, one in asdict(encoder.checkpoint).items() if one}
     for dataset in encoder.datasets:
         found = {
@@ -82,6 +83,7 @@ def _describe_versions(output: str, encoder: PlannedEncoder) -> None:
             "model": encoder.config.model,
             "checkpoint": checkpoint,
             "content": dataset.content,
+            "fit": fits.get(dataset),
         }
         body = json.dumps(found, indent=2, sort_keys=True).encode()
         storage.create(_description_uri(output, dataset), body)
@@ -139,12 +141,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for key in sorted((was.keys() | now.keys()) - {"weights"}):
         if was.get(key) == now.get(key):
             continue
-        before, after, shown = was.get(key), now.get(key), key
+        before, after, title = was.get(key), now.get(key), key
         if key in {"window", "hop"}:
-            shown = f"{key}_s"
+            title = f"{key}_s"
             before = before and before / was["rate_hz"]
             after = after and after / now["rate_hz"]
-        found.append(f"{shown} moved from {_text(before)} to {_text(after)}")
+        found.append(f"{title} moved from {shown(before)} to {shown(after)}")
     return found
 
 
@@ -166,7 +168,8 @@ def _weights(checkpoint: dict[str, Any]) -> str:
     return str(checkpoint["digest"])[:7]
 
 
-def _text(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a setting's value for people."""
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) and value else json.dumps(value)

@@ -44,11 +44,13 @@ class Tokens:
         name: The codebook's name.
         folder: Where it stands.
         dataset: Where its tokens go.
+        fit: What decided the codebook, where the plan settled it.
     """
 
     name: str
     folder: str
     dataset: Dataset
+    fit: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

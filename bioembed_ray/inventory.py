@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bioembed_ray import parts, storage
@@ -45,11 +45,13 @@ Members = Callable[[list[Container]], Iterable[Recording]]
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How many recordings are new, changed or removed against the ledger."""
+    """How many recordings are new, changed or removed against the ledger, and which."""
 
     n_new: int = 0
     n_changed: int = 0
     n_removed: int = 0
+    new: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    changed: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
 def list_recordings(listing: Listing, ledger: Ledger, members: Members) -> dict[str, Recording]:
@@ -104,8 +106,8 @@ def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Chang
     for name in removed + changed:
         del known[name]
     known.follow(recordings)
-    n_new = len(recordings) - (n_known - len(removed))
-    return Changes(n_new, len(changed), len(removed))
+    new = frozenset(known.absent(list(recordings))).difference(changed)
+    return Changes(len(new), len(changed), len(removed), new, frozenset(changed))
 
 
 def probe_new(ledger: Ledger, recordings: dict[str, Recording], probe: Probe) -> None:

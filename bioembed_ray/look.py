@@ -1,18 +1,13 @@
-"""`init` and `plan` for people: what is in an archive, what a run would do; nothing is written."""
+"""`init` for people: what is in an archive, and a job file for it."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
-from bioembed_ray.codebooks.wanted import Wanted, shards_of
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
-from bioembed_ray.current import reasons
-from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import (
     ConfigError,
     InputError,
@@ -21,12 +16,7 @@ from bioembed_ray.errors import (
     StorageError,
 )
 from bioembed_ray.inputs import Recording, list_input
-from bioembed_ray.parts import weights_stamp
-from bioembed_ray.plan import Plan, audio_seconds, work_seconds
 from bioembed_ray.probe import Header, probe
-from bioembed_ray.progress import duration, hours
-from bioembed_ray.summary import last_record
-from bioembed_ray.vqvae.wanted import missing_models
 
 LOOKED_AT = 40
 # Above this, most of the band is ultrasound and no encoder at 16 kHz hears the animal.
@@ -155,93 +145,3 @@ def _suggested_expansion(headers: list[Header]) -> int:
     """Return 10, as bat detectors do, where most recordings hold ultrasound; else 1."""
     fast = [header for header in headers if header.rate_hz > ULTRASOUND_HZ]
     return 10 if len(fast) * 2 > len(headers) else 1
-
-
-def describe_plan(plan: Plan, missing: Sequence[Wanted] = ()) -> Iterator[str]:
-    """Yield what a run would do, line by line; `missing` are the codebooks it would fit first."""
-    job = plan.job
-    known = plan.ledger.known
-    n_samples, rate_hz = plan.ledger.lengths()
-    total = float((n_samples / rate_hz).sum())
-    yield f"input      {len(known)} recordings, {hours(total)} of audio, {len(known) - len(rate_hz)} unreadable"
-    hidden = f", {plan.listing.n_hidden} hidden files skipped" if plan.listing.n_hidden else ""
-    yield f"           {plan.changes.n_new} new, {plan.changes.n_changed} changed, {plan.changes.n_removed} removed{hidden}"
-    todo_s = sum(audio_seconds(work) for work in plan.todo)
-    yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
-    for encoder in plan.encoders:
-        yield from _describe_encoder(plan, encoder)
-    for name, reason in reasons(job.output, plan.encoders):
-        yield f"{name:<10} anew: {reason}"
-    for model in missing_models(plan):
-        yield (
-            f"{model.training.name:<10} VQ-VAE to train: {model.training.config.codes} codes, on up to "
-            f"{model.training.config.patches:,} patches of {len(model.shards)} shards; then codes of all"
-        )
-    for wanted in missing:
-        n_drawn = len(shards_of(plan, wanted))
-        yield (
-            f"{wanted.fit.name:<10} codebook to fit: {wanted.fit.rule.clusters} clusters of {wanted.fit.encoder}, "
-            f"on up to {wanted.fit.sample.frames:,} frames of {n_drawn} shards; then tokens of all"
-        )
-    for tokens in (t for e in plan.encoders for output in e.outputs for t in output.tokens):
-        n_owed = sum(tokens.dataset in work.datasets for work in plan.todo)
-        yield f"{tokens.name:<10} tokens {tokens.dataset.version}: {n_owed} shards to name"
-    n_superseded = sum(len(entries) for entries in plan.superseded.values())
-    if n_superseded:
-        yield f"to delete  {n_superseded} parts of shards that are wanted no more, once the new ones stand"
-    estimate = _estimate(plan)
-    if estimate is not None:
-        yield f"estimate   {estimate}"
-    elif plan.todo:
-        yield "estimate   none yet: no run on this output has been measured"
-    for note in plan.notes:
-        yield f"warning    {note}"
-    yield f"output     {job.output}"
-
-
-def _describe_encoder(plan: Plan, encoder: PlannedEncoder) -> Iterator[str]:
-    job = plan.job
-    missing = {
-        work.shard.id: work for work in plan.todo if set(work.datasets) & set(encoder.datasets)
-    }
-    spans = plan.ledger.spans()
-    heard = spans.promised * encoder.facts.rate_hz * job.input.time_expansion / spans.rate_hz
-    counts = np.ceil(heard / encoder.rule.hop).astype(np.int64)
-    if job.input.channels == "each":
-        counts *= spans.channels
-    n_windows, n_missing = int(counts.sum()), int(counts[spans.is_in(missing)].sum())
-    seconds = sum(work_seconds(work, job) for work in missing.values())
-    for output in encoder.outputs:
-        size = ""
-        if encoder.facts.dim is not None:
-            width = 2 if job.embedding_dtype == "float16" else 4
-            n_bytes = n_missing * encoder.facts.dim * width
-            if output.frames is not None and encoder.facts.grid is not None:
-                grid = encoder.facts.grid
-                per_second = encoder.facts.rate_hz / grid.stride * grid.per_step
-                width = 2 if job.frame_dtype == "float16" else 4
-                n_bytes += int(seconds * per_second * encoder.facts.dim * width)
-            size = f", about {n_bytes / 1e6:.3g} MB to write"
-        yield (
-            f"{output.name:<10} version {output.embeddings.version}: {n_windows} windows, {n_missing} to compute"
-            f"{size} ({weights_stamp(encoder)})"
-        )
-
-
-def _estimate(plan: Plan) -> str | None:
-    """Return the time a run would take, from rates measured on this output."""
-    record = last_record(plan.job.output)
-    measured = (record or {}).get("audio_s_per_worker_s", {})
-    if not plan.todo or any(encoder.name not in measured for encoder in plan.encoders):
-        return None
-    worker_s = sum(
-        work_seconds(work, plan.job) / measured[encoder.name]
-        for work in plan.todo
-        for encoder in plan.encoders
-        if set(work.datasets) & set(encoder.datasets)
-    )
-    return (
-        f"{duration(worker_s)} of one actor, at the rates of run {record['run']}"
-        if record
-        else None
-    )

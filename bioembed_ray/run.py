@@ -137,6 +137,8 @@ def _codebooks(
     """Fit the codebooks that are missing on some shards, and name what stands; then plan the rest."""
     job = plan.job
     codebooks = wanted.wanted_codebooks(job, plan.encoders)
+    for name, reason in wanted.codebook_reasons(job.output, codebooks, plan.encoders):
+        say(f"{name}: {reason}; its current tokens stay until the new ones are complete")
     encoders, missing = wanted.with_tokens(plan.encoders, codebooks)
     if missing:
         todo = wanted.fit_work(plan, missing)
@@ -186,6 +188,7 @@ def _work(
     for pool in pools:
         where = f"{pool.gpus:g} GPU" if pool.gpus else f"CPU, {pool.threads} thread(s)"
         names = ", ".join(encoder.name for encoder in pool.encoders)
+        tally.gpus |= {encoder.name: pool.gpus for encoder in pool.encoders}
         say(f"pool {pool.name}: {pool.n_actors} actor(s) on {where} with {names}")
     todo = {work.shard.id: work for work in todo_list}
     n_put_errors = 0

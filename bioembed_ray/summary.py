@@ -155,6 +155,7 @@ class Tally:
         seconds: Worker seconds by stage: "decode", "write", each encoder.
         encoder_s: Audio seconds each encoder went through.
         wall_s: From the first shard handed out to the last receipt.
+        gpus: GPUs per actor of each encoder that ran.
         n_checked, n_distinct: Per encoder, different sounds compared and different vectors found.
         uncommitted: Shards that stay uncommitted, and why, one line each.
         waiting: Recordings whose header a later run has to read, and why.
@@ -167,6 +168,7 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=dict)
     encoder_s: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
+    gpus: dict[str, float] = field(default_factory=dict)
     n_checked: Counter[str] = field(default_factory=Counter)
     n_distinct: Counter[str] = field(default_factory=Counter)
     uncommitted: dict[str, list[str]] = field(default_factory=dict)
@@ -253,6 +255,7 @@ def write_record(plan: Plan, tally: Tally, run_id: str, exit_code: int) -> None:
         "wall_s": tally.wall_s,
         "worker_s": dict(tally.seconds),
         "audio_s_per_worker_s": rates(tally),
+        "gpus_per_worker": dict(tally.gpus),
         "failures": reasons(plan.ledger),
     }
     body = json.dumps(record, indent=2, sort_keys=True).encode()

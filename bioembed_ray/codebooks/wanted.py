@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bioembed_ray import storage
 from bioembed_ray.codebooks.card import CODEBOOK_KEY
 from bioembed_ray.codebooks.rule import FIT_VERSION, Fit, LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.config import Job
-from bioembed_ray.current import read_current
+from bioembed_ray.current import read_current, read_description, shown
 from bioembed_ray.datasets import Dataset, Output, PlannedEncoder, Tokens, dataset_of, digest
 from bioembed_ray.draw import drawn_shards, groups_of
 from bioembed_ray.errors import NotFoundError
@@ -26,11 +28,13 @@ class Wanted:
         fit: What decides it, and where it goes.
         encoder: The encoder.
         source: Whose parts are fitted on: all frames of some shards, or window vectors.
+        content: What its version is the digest of.
     """
 
     fit: Fit
     encoder: PlannedEncoder
     source: Dataset
+    content: dict[str, Any]
 
     def groups(self, ledger: Ledger) -> dict[str, str] | None:
         """Return recording -> group that shares the sample, None where all are alike.
@@ -68,7 +72,7 @@ def wanted_codebooks(job: Job, encoders: tuple[PlannedEncoder, ...]) -> list[Wan
             sample=SampleRule(config.fit_frames, config.held_out, balance=config.balance),
             previous=None if last in {None, version} else folder_of(job.output, name, last),
         )
-        found.append(Wanted(fit, encoder, source))
+        found.append(Wanted(fit, encoder, source, content))
     return found
 
 
@@ -105,7 +109,7 @@ def with_tokens(
         if dataset is None:
             missing.append(wanted)
             continue
-        tokens = Tokens(wanted.fit.name, wanted.fit.folder, dataset)
+        tokens = Tokens(wanted.fit.name, wanted.fit.folder, dataset, wanted.content)
         applied.setdefault(wanted.fit.encoder, []).append(tokens)
 
     def fill(output: Output) -> Output:
@@ -136,3 +140,54 @@ def fit_work(plan: Plan, missing: list[Wanted]) -> list[Work]:
 def shards_of(plan: Plan, wanted: Wanted) -> list[str]:
     """Return the ids of the shards that a fit draws on, ascending."""
     return drawn_shards(plan, wanted.encoder, wanted.fit.sample, wanted.groups(plan.ledger))
+
+
+def codebook_reasons(
+    output: str, codebooks: Iterable[Wanted], encoders: Iterable[PlannedEncoder]
+) -> Iterator[tuple[str, str]]:
+    """Yield (name of a codebook, why the current one is not the one wanted)."""
+    current = read_current(output)
+    now = {one.name: one.embeddings.version for encoder in encoders for one in encoder.outputs}
+    for wanted in codebooks:
+        name = wanted.fit.name
+        last = current.get("codebooks", {}).get(name)
+        if last is None or last["codebook"] == wanted.fit.version:
+            continue
+        about = read_description(output, Dataset("tokens", name, last["tokens"])) or {}
+        was = about.get("fit")
+        if was is None:
+            yield name, f"version {last['codebook']} is another one"
+            continue
+        followed = wanted.fit.encoder
+        before = current["encoders"].get(followed, {}).get("embeddings")
+        for text in fit_differences(was, wanted.content, before, now[followed]):
+            yield name, text
+
+
+def fit_differences(
+    was: dict[str, Any], now: dict[str, Any], before: str | None, after: str
+) -> list[str]:
+    """Return how what decides two codebooks differs, one text each.
+
+    Args:
+        was: What decided the current one.
+        now: What decides the one wanted.
+        before: Current version of the encoder's vectors.
+        after: Wanted version of the encoder's vectors.
+
+    >>> one = {"encoder": "hubert", "clusters": 500, "source": "s1"}
+    >>> fit_differences(one, {**one, "clusters": 1000, "source": "s2"}, "a1b2", "c3d4")
+    ['clusters moved from 500 to 1000', 'follows hubert (version a1b2 to c3d4)']
+    """
+    found = []
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) == now.get(key) or (key == "source" and was["encoder"] != now["encoder"]):
+            continue
+        if key != "source":
+            title = "the way of fitting" if key == "fit" else key
+            found.append(f"{title} moved from {shown(was.get(key))} to {shown(now.get(key))}")
+        elif before is None or before == after:
+            found.append(f"follows {now['encoder']}, whose frames are others")
+        else:
+            found.append(f"follows {now['encoder']} (version {before} to {after})")
+    return found

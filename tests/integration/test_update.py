@@ -15,8 +15,8 @@ import soundfile
 from bioembed_ray import cluster, run, stream
 from bioembed_ray.config import Job
 from bioembed_ray.job_file import parse_job
-from bioembed_ray.look import describe_plan
 from bioembed_ray.plan import make_plan
+from bioembed_ray.plan_text import describe_plan
 from bioembed_ray.prune import delete, leftovers
 from bioembed_ray.run import run_job
 from bioembed_ray.verify import verify

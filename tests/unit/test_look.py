@@ -11,8 +11,9 @@ import torch
 from bioembed_ray import versions
 from bioembed_ray.config import InputConfig
 from bioembed_ray.job_file import load_job
-from bioembed_ray.look import describe_plan, write_job_file
+from bioembed_ray.look import write_job_file
 from bioembed_ray.plan import make_plan
+from bioembed_ray.plan_text import describe_plan
 from tests.unit.references import FakeRegistry, job_of, sound, window_encoder, write_wave
 from tests.unit.test_verify import probe_all, run
 
