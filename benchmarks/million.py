@@ -5,7 +5,7 @@ is written by the package's own writer, each recording in its shard, every shard
 partition. Limits: 60 s and 2 GB on the driver. The server shares the machine's cores with what is
 measured; a real store takes longer for each page, and no CPU here.
 
-    python benchmarks/million.py [--recordings 1000000] [--encoders beats,hubert] [--limit-s 60]
+    python benchmarks/million.py [--recordings 1000000] [--encoders beats,hubert]
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ SITES = 200
 START = datetime(2024, 5, 1)
 N_NEW = 100
 CHUNK = 50_000
+STEPS = {"plan, nothing new": "plan", "run, nothing new": "run", "plan, 100 new": "plan"}
 MEASURE = (
     "import sys, time, resource\n"
     "from bioembed_ray import cli\n"
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("--encoders", default="beats,hubert")
     parser.add_argument("--limit-s", type=float, default=60.0)
     parser.add_argument("--limit-mb", type=float, default=2000.0)
-    parser.add_argument("--skip", default="", help="steps to leave out: run, new")
+    parser.add_argument("--steps", default=",".join(STEPS), help="which of these, with commas")
     options = parser.parse_args()
     n = options.recordings
     hears, tells = multiprocessing.Pipe(duplex=False)
@@ -250,10 +251,8 @@ def main() -> None:
         job_file.write_text(json.dumps(raw))
         print(f"load before: {os.getloadavg()[0]:.2f}")
         print(f"{'':<22}{'wall':>9}{'CPU':>9}{'peak':>10}  Ray    requests")
-        for title, command in (
-            ("plan, nothing new", "plan"), ("run, nothing new", "run"), ("plan, 100 new", "plan"),
-        ):  # fmt: skip
-            if title.split()[0] in options.skip or title.split()[2] in options.skip:
+        for title, command in STEPS.items():
+            if title not in options.steps:
                 continue
             if "100" in title:
                 add_new()

@@ -121,7 +121,8 @@ class Entries(MutableMapping[str, Known]):
         if self.rows is None:
             return [name for name in names if name not in self.active]
         rows = self.rows.find_all(names)
-        is_resting = (rows >= 0) & self.rests[rows]
+        is_resting = rows >= 0
+        is_resting[is_resting] = self.rests[rows[is_resting]]
         return [names[i] for i in np.flatnonzero(~is_resting) if names[i] not in self.active]
 
     def follow(self, listed: Mapping[str, Recording]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,9 +143,11 @@ def shards_of(plan: Plan, wanted: Wanted) -> list[str]:
 
 
 def codebook_reasons(
-    output: str, codebooks: Iterable[Wanted], encoders: Iterable[PlannedEncoder]
+    output: str, codebooks: Sequence[Wanted], encoders: Iterable[PlannedEncoder]
 ) -> Iterator[tuple[str, str]]:
     """Yield (name of a codebook, why the current one is not the one wanted)."""
+    if not codebooks:
+        return
     current = read_current(output)
     now = {one.name: one.embeddings.version for encoder in encoders for one in encoder.outputs}
     for wanted in codebooks:

@@ -79,6 +79,7 @@ def test_plan_says_what_is_there_and_what_is_to_do(
         "           3 new, 0 changed, 0 removed, 1 hidden files skipped",
         "to do      2 of 2 shards, 0.0200 h of audio",
         f"fake       version {version}: 144 windows, 144 to compute (local, sha256 w0)",
+        "           2 recordings (2 new, 0 changed, 0 that stood), 0.0200 h of audio",
         "estimate   none yet: no run on this output has been measured",
         f"output     {tmp_path / 'out'}",
     ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bioembed_ray import parts, plan, versions
+from bioembed_ray import parts, plan, storage, versions
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.encoders.base import FrameGrid
 from bioembed_ray.errors import ConfigError, Reason
 from bioembed_ray.inventory import Changes
 from bioembed_ray.plan import list_again, make_plan
+from bioembed_ray.plan_text import describe_plan
 from bioembed_ray.segments import span_stamp
 from tests.unit.made_up_archive import WINDOWS, Archive, names_of, tiles
 from tests.unit.references import FakeRegistry, header_of
@@ -246,3 +248,44 @@ def test_stamps_in_parts_are_those_of_the_listing(archive: Archive) -> None:
     _, listed = parts.read_outcome(entry)
     source = found.ledger.known["a.wav"].recording.source
     assert [span["stamp"] for span in listed] == [span_stamp(source)]
+
+
+def test_nothing_new_takes_the_same_requests_and_no_object_whatever_the_number_of_recordings(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: Counter[str] = Counter()
+
+    def counted(name: str) -> Any:
+        really = getattr(storage, name)
+
+        def call(*arguments: Any) -> Any:
+            counts[name] += 1
+            return really(*arguments)
+
+        return call
+
+    for name in ("read", "read_range", "stat_object", "list_objects", "put"):
+        monkeypatch.setattr(storage, name, counted(name))
+    seen = []
+    for n_recordings in (3, 60):
+        for number in range(n_recordings):
+            archive.add(f"{number:02}.wav")
+        archive.run(archive.plan())
+        counts.clear()
+        found = archive.plan()
+        list_again(found, found.encoders)
+        list(describe_plan(found))
+        assert (found.todo, found.changes, archive.probed) == ([], Changes(), [])
+        assert len(found.ledger.known) == n_recordings
+        assert found.ledger.known.active == {}
+        seen.append(dict(counts))
+    assert len(found.shards) > 10
+    # The ledger's two tables, and current.json; the input, and the one partition.
+    assert seen == [{"read": 3, "list_objects": 2}] * 2
+    for number in range(2):
+        archive.add(f"new{number}.wav")
+    counts.clear()
+    found = archive.plan()
+    assert archive.probed == ["new1.wav", "new0.wav"]
+    assert set(found.ledger.known.active) == names_of(found) == {"new0.wav", "new1.wav"}
+    assert counts == {"read": 2, "list_objects": 2}
