@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
-from bioembed_ray.at_rest import BATCH, AtRest
+from bioembed_ray.at_rest import AtRest
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.entries import Entries
 from bioembed_ray.errors import NotFoundError, Reason
@@ -67,13 +67,21 @@ def save(output: str, ledger: Ledger) -> None:
 
 
 def _is_as_read(known: Entries) -> bool:
-    if known.rows is None or known.active or not known.rests.all():
+    rows = known.rows
+    if rows is None or known.active or not known.rests.all():
         return False
-    return not known.listed or all(
-        now == read
-        for first in range(0, len(known.rows), BATCH)
-        for read in known.rows.recordings(np.arange(first, min(first + BATCH, len(known.rows))))
-        if (now := known.listed[read.name])
+    if not known.listed:
+        return True
+    found = [known.listed[name] for name in known.resting_names()]
+    labels = {schema.label_of(title): title for title in rows.labels}
+    return (
+        pa.array([one.source.uri for one in found], pa.string()).equals(rows.read("uri"))
+        and pa.array([one.source.size_bytes for one in found]).equals(rows.read("size_bytes"))
+        and all(one.labels.keys() <= labels.keys() for one in found)
+        and all(
+            [one.labels.get(key) for one in found] == rows.read(title).to_pylist()
+            for key, title in labels.items()
+        )
     )
 
 

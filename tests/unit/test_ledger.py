@@ -322,3 +322,34 @@ def test_a_reason_that_only_a_later_release_knows_is_another_layout(tmp_path: Pa
     table = pq.read_table(path)
     path.write_bytes(_with_column(table, table.schema.get_field_index("reason"), "eaten"))
     assert ledger_file.load(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("change", ["nothing", "uri", "size", "label", "new label", "look"])
+def test_recordings_are_written_again_only_where_something_is_another(
+    tmp_path: Path, change: str
+) -> None:
+    names = ("a.wav", "b.wav")
+    ledger_file.save(str(tmp_path), Ledger({name: known(name, site=name) for name in names}))
+    path = tmp_path / "recordings/recordings.parquet"
+    before = path.stat().st_mtime_ns
+    found = ledger_file.load(str(tmp_path))
+    assert found is not None
+    one = known("b.wav", site="b.wav").recording
+    changed = {
+        "uri": replace(one, source=replace(one.source, uri="/moved/b.wav")),
+        "size": replace(one, source=replace(one.source, size_bytes=7)),
+        "label": replace(one, labels={"site": "elsewhere"}),
+        "new label": replace(one, labels={"site": "b.wav", "year": 2024}),
+    }
+    found.known.follow(
+        {"a.wav": known("a.wav", site="a.wav").recording, "b.wav": changed.get(change, one)}
+    )
+    if change == "look":
+        assert found.known["a.wav"].status == "pending"
+    ledger_file.save(str(tmp_path), found)
+    assert (path.stat().st_mtime_ns == before) == (change == "nothing")
+    again = ledger_file.load(str(tmp_path))
+    assert again is not None
+    recording = again.known["b.wav"].recording
+    assert recording.source == changed.get(change, one).source
+    assert recording.labels == changed.get(change, one).labels
