@@ -21,6 +21,7 @@ from bioembed_ray.segments import (
     shard_id,
     span_stamp,
 )
+from bioembed_ray.storage import ABSENT
 from bioembed_ray.versions import READER_VERSION
 
 FOOTER_THREADS = 32
@@ -93,11 +94,12 @@ def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Chang
             removed.append(name)
         elif span_stamp(recording.source) != stamp:
             changed.append(name)
-    allowed = job.max_removed_fraction
-    if n_known and len(removed) > allowed * n_known:
+    # A manifest's names stay when the bucket behind them is gone.
+    lost = removed + [name for name in changed if recordings[name].source.stamp == ABSENT]
+    if len(lost) > job.max_removed_fraction * n_known:
         raise ConfigError(
-            f"{len(removed)} of {n_known} recordings known to {job.output} are not in this input "
-            f"(first: {min(removed)}), and their rows would go; use another output, or set "
+            f"{len(lost)} of {n_known} recordings known to {job.output} are not in this input "
+            f"(first: {min(lost)}), and their rows would go; use another output, or set "
             f"max_removed_fraction: 1"
         )
     known.wake(removed + changed)

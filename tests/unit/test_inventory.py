@@ -71,6 +71,20 @@ def test_too_many_removed_recordings_are_a_mistake_of_the_input(archive: Archive
     assert archive.plan(max_removed_fraction=0.2).changes.n_removed == 2
 
 
+def test_names_of_a_manifest_that_lead_nowhere_count_as_removed(archive: Archive) -> None:
+    for number in range(10):
+        archive.add(f"{number}.wav")
+    manifest = archive.input.parent / "table.csv"
+    manifest.write_text("\n".join(["uri", *(f"{number}.wav" for number in range(10))]))
+    listed = {"manifest": str(manifest)}
+    archive.run(archive.plan(input=listed))
+    for number in (3, 7):
+        (archive.input / f"{number}.wav").unlink()
+    with pytest.raises(ConfigError, match=r"2 of 10 recordings .* are not in this input"):
+        archive.plan(input=listed)
+    assert archive.plan(input=listed, max_removed_fraction=0.2).changes.n_changed == 2
+
+
 def test_one_of_ten_may_go_without_a_word(archive: Archive) -> None:
     for number in range(10):
         archive.add(f"{number}.wav")
