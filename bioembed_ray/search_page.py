@@ -1,0 +1,1 @@
+"""Hits as a page."""
