@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from bioembed_ray import storage
 from bioembed_ray.audio import SpanAudio
-from bioembed_ray.config import EncoderConfig, InputConfig, Job, LocalWeights
+from bioembed_ray.config import EncoderConfig, InputConfig, Job, LocalWeights, Pretrained
 from bioembed_ray.current import differences, read_description
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encoders import registry
+from bioembed_ray.encoders.external import ONNX, TORCHSCRIPT
 from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.errors import InputError
 from bioembed_ray.rows import Rows
@@ -39,7 +40,11 @@ def planned_again(rows: Rows, weights: str | None) -> tuple[PlannedEncoder, Job,
     description = read_description(rows.output, rows.partition)
     commit = (description or {}).get("checkpoint", {}).get("commit")
     if weights is not None:
-        config = config.model_copy(update={"weights": LocalWeights(path=storage.absolute(weights))})
+        path = storage.absolute(weights)
+        # A TorchScript or ONNX file, or a folder, is model and weights in one.
+        is_file = isinstance(config.weights, Pretrained) and is_path(config.model)
+        update = {"model": path} if is_file else {"weights": LocalWeights(path=path)}
+        config = config.model_copy(update=update)
     elif commit is not None:
         # The hub may have moved on since.
         config = config.model_copy(update={"revision": commit})
@@ -69,6 +74,11 @@ def planned_again(rows: Rows, weights: str | None) -> tuple[PlannedEncoder, Job,
                 f"give --weights, or run again and search the new version"
             )
     raise InputError(f"{title}: its parts do not say which layer they are of; use --vector")
+
+
+def is_path(model: str) -> bool:
+    """Return whether a model is a file or folder of its own, not a name on the hub."""
+    return Path(model).is_absolute() or Path(model).suffix.lower() in (*TORCHSCRIPT, *ONNX)
 
 
 def _placement(told: dict[str, str]) -> dict[str, Any]:

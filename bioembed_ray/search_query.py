@@ -107,10 +107,11 @@ def from_window(rows: Rows, recording: str, at_s: float, channel: int | None) ->
     table = rows.table(columns=["channel", "start_s", "end_s"], where=where)
     if not len(table):
         known = pc.unique(rows.recordings().column("recording")).to_pylist()
-        near = difflib.get_close_matches(recording, known, n=1, cutoff=0.3)
         if recording in known:
             raise InputError(f"{recording}: has no windows; see `bioembed status` and failures/")
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        lower = {name.casefold(): name for name in known}
+        near = difflib.get_close_matches(recording.casefold(), lower, n=1, cutoff=0.3)
+        hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
         raise InputError(f"no recording {recording!r}{hint}")
     channels = pc.unique(table.column("channel")).to_pylist()
     chosen = min(channels) if channel is None else channel
