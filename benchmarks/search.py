@@ -17,7 +17,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -148,7 +147,9 @@ def step(name: str, folder: Path, n_queries: int) -> None:
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the peak of this process; `ru_maxrss` would be its parent's, from before the exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def run_step(name: str, folder: Path, n_queries: int) -> dict[str, Any]:
@@ -184,7 +185,8 @@ def main() -> None:
         step(options.step, options.folder, options.queries)
         return
     options.folder.mkdir(parents=True, exist_ok=True)
-    make(options.folder, options.rows, options.dim)
+    if not (options.folder / "vectors.npy").exists():
+        make(options.folder, options.rows, options.dim)
     size = sum(p.stat().st_size for p in options.folder.rglob("*.parquet"))
     print(f"{options.rows:,} windows x {options.dim}, {size / 1e9:.2f} GB of Parquet; top {TOP}")
     exact = run_step("scan", options.folder, options.queries)

@@ -13,11 +13,14 @@ from bioembed_ray.config import mask_secrets
 from bioembed_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from bioembed_ray.results import Results
     from bioembed_ray.rows import Rows
     from bioembed_ray.search import Found, Metric
     from bioembed_ray.search_filters import Among
     from bioembed_ray.search_query import Query
+    from bioembed_ray.search_tables import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +188,18 @@ def _remarks(rows: Rows, query: Query, found: Found, among: Among) -> list[str]:
     return remarks
 
 
-def _give(rows: Rows, hits: Any, query: Query, kind: Any, target: str | None) -> None:
+def _give(rows: Rows, hits: pa.Table, query: Query, kind: Format, target: str | None) -> None:
+    from bioembed_ray.search_page import page
     from bioembed_ray.search_tables import text_of, write
-    from bioembed_ray.storage import absolute
+    from bioembed_ray.storage import absolute, put
 
     if target is None:
         for line in text_of(rows, hits, kind):
             click.echo(line)
+        return
+    if kind == "html":
+        put(absolute(target), page(rows, hits, query.title).encode())
+        click.echo(mask_secrets(target))
         return
     for uri in write(rows, hits, kind, absolute(target)):
         click.echo(mask_secrets(uri))

@@ -126,7 +126,7 @@ def test_rough_scores_are_off_by_less_than_they_say(metric: str) -> None:
 
 
 SCAN = """
-import resource, sys
+import sys
 import numpy as np
 import pyarrow as pa
 from bioembed_ray.datasets import Dataset
@@ -136,15 +136,18 @@ from bioembed_ray.search import Wanted, scan
 rows = Rows(sys.argv[1], Dataset("embeddings", "big", "v"), lambda: pa.table({"recording": []}))
 rows.arrow
 wanted = Wanted(np.ones((1, 768), np.float32), 10)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak_kb():
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+
+before = peak_kb()
 found = scan(rows, wanted)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(found.n_compared, (after - before) // 1024)
+print(found.n_compared, (peak_kb() - before) // 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
-    n_parts, rows, dim = 80, 2000, 768
+    n_parts, rows, dim = 120, 2000, 768
     rng = np.random.default_rng(0)
     vectors = pa.array(rng.standard_normal(rows * dim, dtype=np.float32))
     columns = [
@@ -168,5 +171,5 @@ def test_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
     )
     n_compared, grown_mb = map(int, done.stdout.split())
     assert n_compared == n_parts * rows
-    # The vectors are 490 MB.
-    assert grown_mb < 200
+    # The vectors are 740 MB.
+    assert grown_mb < 250
