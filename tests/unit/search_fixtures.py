@@ -1,15 +1,20 @@
-"""An output without sound to search in: three recordings, two channels, two parts."""
+"""Outputs to search in: one without sound, of three recordings and two parts, and one with sound."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
+from tests.commands import embed, tiny_encoder, without_ray
+from tests.tiny import torchscript
+from tests.unit.references import sound, write_wave
 
 D = 6
 PARTITION = Dataset("embeddings", "fake", "v1")
@@ -72,6 +77,25 @@ def write_output(root: str) -> None:
     rows = [{**COMMON, "uri": f"/in/{row['recording']}", **row} for row in RECORDINGS]
     table = pa.Table.from_pylist(rows, schema=schema.RECORDINGS)
     put_table(storage.join(root, "recordings", "recordings.parquet"), table)
+
+
+def embed_archive(root: Path) -> Path:
+    """Embed three recordings with a tiny network in this process; return the folder of their sound.
+
+    `root / "out"` holds mixed channels, `root / "each"` every channel twice as slow, in float16.
+    """
+    folder = root / "in"
+    folder.mkdir()
+    write_wave(folder / "a.wav", sound(5 * 16_000 + 4000, 1), 16_000)
+    write_wave(folder / "b.wav", sound(3 * 16_000, 2, channels=2), 16_000)
+    write_wave(folder / "slow.wav", sound(4 * 22_050, 3), 22_050)
+    entry = {"tiny": tiny_encoder(torchscript(root / "tiny.pt"))}
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        embed(folder, root / "out", entry)
+        each = {"channels": "each", "time_expansion": 2}
+        embed(folder, root / "each", entry, input=each, embedding_dtype="float16")
+    return folder
 
 
 def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:

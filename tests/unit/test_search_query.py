@@ -21,33 +21,16 @@ from bioembed_ray.rows import Rows
 from bioembed_ray.search import Wanted, scan
 from bioembed_ray.search_query import Sounding
 from tests import tiny
-from tests.commands import embed, tiny_encoder, without_ray
 from tests.unit.references import sound, write_wave
+from tests.unit.search_fixtures import embed_archive
 
 RATE = 16_000
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    """Three recordings, two of them stereo or at another rate, embedded in this process."""
     root = tmp_path_factory.mktemp("search")
-    folder = root / "in"
-    folder.mkdir()
-    write_wave(folder / "a.wav", sound(5 * RATE + 4000, 1), RATE)
-    write_wave(folder / "b.wav", sound(3 * RATE, 2, channels=2), RATE)
-    write_wave(folder / "slow.wav", sound(4 * 22_050, 3), 22_050)
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        network = tiny.torchscript(root / "tiny.pt")
-        embed(folder, root / "out", {"tiny": tiny_encoder(network)})
-        embed(
-            folder,
-            root / "each",
-            {"tiny": tiny_encoder(network)},
-            input={"channels": "each", "time_expansion": 2},
-            embedding_dtype="float16",
-        )
-    return folder, bioembed_ray.open(str(root / "out"))
+    return embed_archive(root), bioembed_ray.open(str(root / "out"))
 
 
 @pytest.fixture
