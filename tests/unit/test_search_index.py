@@ -13,11 +13,22 @@ import pytest
 import bioembed_ray
 from bioembed_ray import parts, schema, search_index, storage
 from bioembed_ray.errors import InputError
+from bioembed_ray.job_file import parse_job
+from bioembed_ray.prune import delete, leftovers
 from bioembed_ray.results import Results
 from bioembed_ray.rows import Rows
 from bioembed_ray.search import Stretch, Wanted, scan
+from bioembed_ray.verify import verify
+from tests.commands import embed, tiny_encoder, without_ray
 from tests.conftest import Bucket
-from tests.unit.search_fixtures import PARTITION, cosines, put_table, window_rows, write_output
+from tests.unit.search_fixtures import (
+    PARTITION,
+    cosines,
+    embed_archive,
+    put_table,
+    window_rows,
+    write_output,
+)
 
 DIM, N = 32, 6000
 
@@ -136,3 +147,26 @@ def test_an_index_on_a_bucket(s3: Bucket) -> None:
     wanted = Wanted(np.ones((1, 6), np.float32), 5)
     assert search_index.look_up(rows, wanted).hits.equals(scan(rows, wanted).hits)
     assert any(key.startswith("indexes/encoder=fake/version=v1/") for key in s3.listing())
+
+
+def test_an_index_leaves_with_its_windows(tmp_path: Path) -> None:
+    folder = embed_archive(tmp_path)
+    output = str(tmp_path / "out")
+    old = bioembed_ray.open(output).windows("tiny")
+    list(search_index.build(old))
+    raw = {"tiny": tiny_encoder(tmp_path / "tiny.pt", tail="drop")}
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        embed(folder, output, raw)
+    list(search_index.build(bioembed_ray.open(output).windows("tiny")))
+    job = parse_job({"input": {"uri": str(folder)}, "output": output, "encoders": raw}, "test")
+    found = leftovers(job)
+    below = f"encoder=tiny/version={old.version}"
+    assert {one.prefix for one in found} == {f"embeddings/{below}", f"indexes/{below}"}
+    delete(output, found)
+    assert list(verify(output)) == []
+    rows = bioembed_ray.open(output).windows("tiny")
+    query = rows.numpy()[0][:1]
+    assert search_index.look_up(rows, Wanted(query, 3)).hits.equals(
+        scan(rows, Wanted(query, 3)).hits
+    )
