@@ -203,5 +203,3 @@ def _give(rows: Rows, hits: pa.Table, query: Query, kind: Format, target: str | 
         return
     for uri in write(rows, hits, kind, absolute(target)):
         click.echo(mask_secrets(uri))
-
-
