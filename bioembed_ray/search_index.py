@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
-from bioembed_ray.errors import ConfigError, InputError, NotFoundError
+from bioembed_ray.errors import BrokenOutput, ConfigError, InputError, NotFoundError
 from bioembed_ray.rows import BATCH_ROWS, Rows
 from bioembed_ray.search import (
     PLACE,
@@ -39,6 +39,7 @@ from bioembed_ray.search import (
     check_queries,
     scan,
 )
+from bioembed_ray.store_errors import translated
 
 GRAPH_KEY, ROWS_KEY, ABOUT_KEY = "windows.usearch", "rows.parquet", "index.json"
 # Neighbours per node and candidates looked at while adding, as usearch has them; more while
@@ -150,6 +151,8 @@ def look_up(rows: Rows, wanted: Wanted) -> Found:
     most = max(10 * n_proposed, MOST_PROPOSED * about["rows"])
     with _local(storage.join(folder, GRAPH_KEY)) as path:
         graph = Index.restore(path, view=True)
+        if graph is None:
+            raise BrokenOutput(f"{folder}/{GRAPH_KEY}: no index; build it anew with --build-index")
         graph.expansion_search = EXPANSION_SEARCH
         while n_proposed <= most:
             proposed = places.take(pa.array(_proposals(graph, wanted, n_proposed)))
@@ -218,8 +221,15 @@ def _part_batches(rows: Rows, shard: str) -> Iterator[tuple[int, pa.RecordBatch]
 
 @contextlib.contextmanager
 def _open_part(rows: Rows, shard: str) -> Iterator[pq.ParquetFile]:
-    filesystem, (path,) = storage.arrow_paths([parts.part_uri(rows.output, rows.partition, shard)])
-    with filesystem.open_input_file(path) as source, pq.ParquetFile(source) as part:
+    uri = parts.part_uri(rows.output, rows.partition, shard)
+    filesystem, (path,) = storage.arrow_paths([uri])
+    with translated(uri), filesystem.open_input_file(path) as source:
+        try:
+            part = pq.ParquetFile(source)
+        except pa.ArrowInvalid:
+            raise BrokenOutput(
+                f"{uri}: not a whole Parquet file; delete it and run again"
+            ) from None
         yield part
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import bioembed_ray
 from bioembed_ray import parts, schema, search_index, storage
-from bioembed_ray.errors import InputError
+from bioembed_ray.errors import BrokenOutput, InputError
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.prune import delete, leftovers
 from bioembed_ray.results import Results
@@ -131,6 +131,15 @@ def test_an_index_of_other_parts_is_refused_and_built_anew(results: Results) -> 
     list(search_index.build(later))
     assert search_index.look_up(later, wanted).hits.equals(scan(later, wanted).hits)
     assert rows.version == later.version
+
+
+def test_a_damaged_part_is_one_line(results: Results) -> None:
+    rows = results.windows("fake")
+    where = Path(parts.part_uri(results.output, PARTITION, "s1"))
+    wanted = Wanted(np.ones((1, 6), np.float32), 200)
+    where.write_bytes(b"PAR1")
+    with pytest.raises(BrokenOutput, match=r"s1\.parquet: not a whole Parquet file"):
+        search_index.look_up(rows, wanted)
 
 
 def test_no_index_is_one_line(tmp_path: Path) -> None:
