@@ -16,7 +16,6 @@ import io
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.errors import BrokenOutput, ConfigError, InputError, NotFoundError
-from bioembed_ray.rows import BATCH_ROWS, Rows
+from bioembed_ray.part_rows import part_batches, read_places
+from bioembed_ray.rows import Rows
 from bioembed_ray.search import (
     PLACE,
     Found,
@@ -39,7 +39,6 @@ from bioembed_ray.search import (
     check_queries,
     scan,
 )
-from bioembed_ray.store_errors import translated
 
 GRAPH_KEY, ROWS_KEY, ABOUT_KEY = "windows.usearch", "rows.parquet", "index.json"
 # Neighbours per node and candidates looked at while adding, as usearch has them; more while
@@ -47,7 +46,9 @@ GRAPH_KEY, ROWS_KEY, ABOUT_KEY = "windows.usearch", "rows.parquet", "index.json"
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 256
 # Proposals per hit, so that what float16 and the graph's order cost is made good.
 PROPOSALS_PER_HIT, MORE_PROPOSALS = 4, 64
-READ_THREADS = 4
+COLUMNS = (*PLACE, "embedding")
+# A cosine of two vectors whose numbers, and so whose lengths too, are each off by 2^-11.
+FLOAT16_OFF = 4 * 2.0**-11
 # Beyond this share of the windows, reading all of them in order is quicker.
 MOST_PROPOSED = 0.05
 
@@ -101,7 +102,7 @@ def build(rows: Rows) -> Iterator[str]:
         table = Path(scratch, ROWS_KEY)
         with pq.ParquetWriter(table, ROWS_SCHEMA, compression="zstd") as writer:
             for shard in shards:
-                for first, batch in _part_batches(rows, shard):
+                for first, batch in part_batches(rows, shard, COLUMNS):
                     vectors = batch_vectors(batch)
                     keys = np.flatnonzero(_indexable(vectors))
                     n_left_out += len(vectors) - len(keys)
@@ -155,18 +156,37 @@ def look_up(rows: Rows, wanted: Wanted) -> Found:
             raise BrokenOutput(f"{folder}/{GRAPH_KEY}: no index; build it anew with --build-index")
         graph.expansion_search = EXPANSION_SEARCH
         while n_proposed <= most:
-            proposed = places.take(pa.array(_proposals(graph, wanted, n_proposed)))
-            hits = best(_read(rows, _passing(rows, proposed, wanted)), wanted)
+            keys, near = _proposals(graph, wanted, n_proposed)
+            proposed = places.take(pa.array(keys)).append_column("near", pa.array(near))
+            passing = _passing(rows, proposed, wanted)
+            hits = best(read_places(rows, _hopeful(passing, wanted), COLUMNS), wanted)
             if len(hits.hits) == wanted.top or n_proposed == about["rows"]:
                 return hits
             n_proposed = min(about["rows"], 4 * n_proposed)
     return scan(rows, wanted)
 
 
-def _proposals(graph: Any, wanted: Wanted, n_proposed: int) -> npt.NDArray[np.int64]:
-    """Return the keys that the graph finds near any of the queries."""
-    near = [graph.search(query, n_proposed).keys for query in _units(wanted.queries)]
-    return np.unique(np.concatenate(near)).astype(np.int64)
+def _proposals(
+    graph: Any, wanted: Wanted, n_proposed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the keys that the graph finds near any of the queries, and how near it takes them to be."""
+    found = [graph.search(query, n_proposed) for query in _units(wanted.queries)]
+    keys, places = np.unique(np.concatenate([one.keys for one in found]), return_inverse=True)
+    near = np.full(len(keys), -np.inf, np.float32)
+    np.maximum.at(near, places, 1 - np.concatenate([one.distances for one in found]))
+    return keys.astype(np.int64), near
+
+
+def _hopeful(places: pa.Table, wanted: Wanted) -> pa.Table:
+    """Return the places that may be among the best, given what float16 may have cost them.
+
+    Their parts have to be read, which is what takes time.
+    """
+    if wanted.per_recording is not None or wanted.besides is not None or len(places) <= wanted.top:
+        return places
+    near = places.column("near").to_numpy()
+    last = np.partition(near, -wanted.top)[-wanted.top]
+    return places.filter(pa.array(near >= last - 2 * FLOAT16_OFF))
 
 
 def _passing(rows: Rows, places: pa.Table, wanted: Wanted) -> pa.Table:
@@ -179,58 +199,6 @@ def _passing(rows: Rows, places: pa.Table, wanted: Wanted) -> pa.Table:
         names = rows.recordings().filter(wanted.among).column("recording")
         places = places.filter(pc.is_in(places.column("recording"), names.combine_chunks()))
     return places
-
-
-def _read(rows: Rows, places: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Yield the rows at some places, with their vectors as they stand."""
-    by_shard: dict[str, list[int]] = {}
-    shards = places.column("shard").to_pylist()
-    for shard, row in zip(shards, places.column("row").to_pylist(), strict=True):
-        by_shard.setdefault(shard, []).append(row)
-
-    def read(shard: str) -> list[pa.RecordBatch]:
-        with _open_part(rows, shard) as part:
-            return list(_rows_of(part, np.array(sorted(by_shard[shard]))))
-
-    # A bucket makes one wait; a few parts at once hide that, and are held at once.
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        for batches in pool.map(read, by_shard):
-            yield from batches
-
-
-def _rows_of(part: pq.ParquetFile, wanted: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-    """Yield some rows of a part; row groups without any are not read."""
-    first = 0
-    for number in range(part.num_row_groups):
-        n_rows = part.metadata.row_group(number).num_rows
-        inside = wanted[(wanted >= first) & (wanted < first + n_rows)] - first
-        if len(inside):
-            group = part.read_row_group(number, columns=[*PLACE, "embedding"])
-            yield from group.take(pa.array(inside)).combine_chunks().to_batches()
-        first += n_rows
-
-
-def _part_batches(rows: Rows, shard: str) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield (number of its first row, batch) of a part."""
-    first = 0
-    with _open_part(rows, shard) as part:
-        for batch in part.iter_batches(BATCH_ROWS, columns=[*PLACE, "embedding"]):
-            yield first, batch
-            first += batch.num_rows
-
-
-@contextlib.contextmanager
-def _open_part(rows: Rows, shard: str) -> Iterator[pq.ParquetFile]:
-    uri = parts.part_uri(rows.output, rows.partition, shard)
-    filesystem, (path,) = storage.arrow_paths([uri])
-    with translated(uri), filesystem.open_input_file(path) as source:
-        try:
-            part = pq.ParquetFile(source)
-        except pa.ArrowInvalid:
-            raise BrokenOutput(
-                f"{uri}: not a whole Parquet file; delete it and run again"
-            ) from None
-        yield part
 
 
 def _row_table(batch: pa.RecordBatch, shard: str, first: int) -> pa.Table:
