@@ -12,6 +12,7 @@ import click
 from bioembed_ray.cli_options import say, takes_job
 from bioembed_ray.cli_reading import READING
 from bioembed_ray.cli_results import RESULTS
+from bioembed_ray.cli_search import search
 from bioembed_ray.config import Job, mask_secrets
 from bioembed_ray.errors import BioembedError, ConfigError, TooManyFailures
 
@@ -137,8 +138,8 @@ def _run(loaded: Job, goal: Goal) -> None:
         )
 
 
-for reading in (*READING, *RESULTS):
-    commands.add_command(reading)
+for command in (*READING, *RESULTS, search):
+    commands.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

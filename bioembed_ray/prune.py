@@ -13,7 +13,7 @@ from bioembed_ray.errors import InputError, NotFoundError
 from bioembed_ray.ledger import Ledger
 from bioembed_ray.versions import model_folder, plan_encoder, plan_patches, trained_here
 
-TABLES = ("embeddings", "frames", "fit_frames", "tokens", "codebooks", "models")
+TABLES = ("embeddings", "frames", "fit_frames", "tokens", "codebooks", "models", "indexes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ def leftovers(job: Job) -> list[Leftover]:
     if not read_current(job.output):
         raise InputError(f"{job.output}: no version is current yet; finish `bioembed run` first")
     kept = set(_current(job)) | set(_wanted(job))
+    # An index goes with its windows.
+    kept |= {prefix.replace("embeddings/", "indexes/", 1) for prefix in kept}
     found = []
     for table in TABLES:
         for prefix, entries in sorted(_versions(job.output, table).items()):

@@ -53,9 +53,14 @@ class Rows:
         return self.partition.version
 
     @functools.cached_property
+    def metadata(self) -> dict[str, str]:
+        """What the first part says of its encoder: settings, weights, where windows lie."""
+        return parts.read_metadata(self._entries[0])
+
+    @property
     def weights(self) -> str:
         """What is said of the encoder's weights, e.g. that they are random."""
-        return parts.read_metadata(self._entries[0]).get("weights", "")
+        return self.metadata.get("weights", "")
 
     @functools.cached_property
     def placement(self) -> dict[str, Any]:
@@ -171,6 +176,14 @@ class Rows:
 
         vectors, index = self.numpy(**options)
         return torch.from_numpy(vectors), index
+
+    def beside(self, table: pa.Table, names: Sequence[str]) -> pa.Table:
+        """Return a table of ours or of its reader's with columns of its recordings; see `batches`.
+
+        Raises:
+            InputError: no such column; names those there are.
+        """
+        return _joined(table, self._joinable(names), names)
 
     def _filter(
         self, where: pc.Expression | None, among: pc.Expression | None

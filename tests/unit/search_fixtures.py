@@ -1,0 +1,106 @@
+"""Outputs to search in: one without sound, of three recordings and two parts, and one with sound."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bioembed_ray import parts, schema, storage
+from bioembed_ray.datasets import Dataset
+from tests.commands import embed, tiny_encoder, without_ray
+from tests.tiny import torchscript
+from tests.unit.references import sound, write_wave
+
+D = 6
+PARTITION = Dataset("embeddings", "fake", "v1")
+RECORDINGS = [
+    {"recording": "a.wav", "site": "marsh", "recorded_at": "2024-05-12T04:30:00"},
+    {
+        "recording": "b/ü.wav",
+        "site": "forest",
+        "recorded_at": "2024-05-13T23:30:00+02:00",
+        "latitude": 47.5,
+    },
+    {"recording": "c.wav"},
+]
+COMMON = {
+    "status": "done",
+    "stamp": "1-1",
+    "size_bytes": 1,
+    "offset": 0,
+    "rate_hz": 48_000,
+    "channels": 2,
+    "duration_s": 20.25,
+}
+
+
+def put_table(uri: str, table: pa.Table, **options: object) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    storage.put(uri, sink.getvalue())
+
+
+def window_rows(names: list[str], seed: int, n: int = 40) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    rows = [
+        {
+            "recording": name,
+            "channel": channel,
+            "start_s": k / 2,
+            "end_s": k / 2 + 1,
+            "valid_s": 1.0,
+            "embedding": rng.standard_normal(D),
+        }
+        for name in names
+        for channel in (0, 1)
+        for k in range(n)
+    ]
+    table = pa.Table.from_pylist(rows, schema=schema.embeddings(D, "float32"))
+    return table.take(rng.permutation(len(table)))
+
+
+def write_output(root: str) -> None:
+    """Put two parts and recordings/."""
+    metadata = {
+        "bioembed.outcome": "{}",
+        "bioembed.placement": '{"rate_hz": 16000, "time_expansion": 1}',
+        "bioembed.weights": "RANDOM, untrained (seed 0)",
+    }
+    for shard, names, seed in (("s1", ["a.wav", "c.wav"], 0), ("s2", ["b/ü.wav"], 1)):
+        table = window_rows(names, seed).replace_schema_metadata(metadata)
+        put_table(parts.part_uri(root, PARTITION, shard), table, row_group_size=50)
+    rows = [{**COMMON, "uri": f"/in/{row['recording']}", **row} for row in RECORDINGS]
+    table = pa.Table.from_pylist(rows, schema=schema.RECORDINGS)
+    put_table(storage.join(root, "recordings", "recordings.parquet"), table)
+
+
+def embed_archive(root: Path) -> Path:
+    """Embed three recordings with a tiny network in this process; return the folder of their sound.
+
+    `root / "out"` holds mixed channels, `root / "each"` every channel twice as slow, in float16.
+    """
+    folder = root / "in"
+    folder.mkdir()
+    write_wave(folder / "a.wav", sound(5 * 16_000 + 4000, 1), 16_000)
+    write_wave(folder / "b.wav", sound(3 * 16_000, 2, channels=2), 16_000)
+    write_wave(folder / "slow.wav", sound(4 * 22_050, 3), 22_050)
+    entry = {"tiny": tiny_encoder(torchscript(root / "tiny.pt"))}
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        embed(folder, root / "out", entry)
+        each = {"channels": "each", "time_expansion": 2}
+        embed(folder, root / "each", entry, input=each, embedding_dtype="float16")
+    return folder
+
+
+def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Return (n,) cosines in float64, each row on its own."""
+    wide, target = vectors.astype(np.float64), query.astype(np.float64)
+    squares = (wide * wide).sum(axis=1) * (target * target).sum()
+    found: np.ndarray = (wide * target).sum(axis=1) / np.sqrt(squares)
+    return found
