@@ -11,6 +11,7 @@ import click
 
 from bioembed_ray.cli_options import say, takes_job
 from bioembed_ray.cli_reading import READING
+from bioembed_ray.cli_report import REPORTING
 from bioembed_ray.cli_results import RESULTS
 from bioembed_ray.cli_search import search
 from bioembed_ray.config import Job, mask_secrets
@@ -138,7 +139,7 @@ def _run(loaded: Job, goal: Goal) -> None:
         )
 
 
-for command in (*READING, *RESULTS, search):
+for command in (*READING, *RESULTS, *REPORTING, search):
     commands.add_command(command)
 
 
