@@ -113,7 +113,9 @@ def make_index(
     """
     ledger = ledger_file.load(results.output)
     if ledger is None:
-        raise InputError(f"{results.output}: no recordings/; run `bioembed run` first")
+        raise InputError(
+            f"{results.output}: recordings/ is of another layout; run `bioembed run` to write it anew"
+        )
     channels = channels_of(results)
     datasets = [Dataset("embeddings", one.encoder, one.version) for one in samples]
     sections = [overview(results, ledger, datasets)]
