@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -181,9 +180,9 @@ def _runs(steps: list[_Step], band: int, stop_s: float) -> Iterator[StripRun]:
 def _text(steps: list[_Step], band: int) -> str:
     """Return the run lengths of a band as text; a hole between rows is a gap of whole steps."""
     tokens: list[int | None] = []
-    for before, step in itertools.zip_longest([None, *steps[:-1]], steps):
-        if before is not None:
-            hole = (step.start_s - before.start_s) / step.hop_s - 1
+    for number, step in enumerate(steps):
+        if number:
+            hole = (step.start_s - steps[number - 1].start_s) / step.hop_s - 1
             tokens += [None] * round(hole)
         tokens.append(None if step.tokens[band] < 0 else step.tokens[band])
     return as_text(*run_lengths(tokens))
