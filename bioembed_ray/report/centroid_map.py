@@ -56,6 +56,8 @@ def centroid_map(book: Codebook) -> CentroidMap:
             "UMAP of the centroids: who is near whom counts, not how far apart groups are. "
             f"Trustworthiness {trust:.2f} (1: every neighbour on the map is one in truth)."
         )
+        # A map has no up: its longest way lies flat.
+        points, _ = principal_plane(points)
     low = points.min(axis=0)
     size = max(float(np.ptp(points, axis=0).max()), 1e-12)
     return CentroidMap((points - low) / size, note)

@@ -45,7 +45,8 @@
   });
 
   function canvasContext(canvas) {
-    const scale = devicePixelRatio || 1;
+    // Wider canvases than this stay empty in some browsers.
+    const scale = Math.min(devicePixelRatio || 1, 16000 / Math.max(1, canvas.clientWidth));
     canvas.width = Math.round(canvas.clientWidth * scale);
     canvas.height = Math.round(canvas.clientHeight * scale);
     const pen = canvas.getContext("2d");
@@ -63,7 +64,7 @@
   function startStrip() {
     const canvas = document.querySelector(".strip-tokens");
     if (!canvas) return;
-    const { start, stop, bands, slowed, runs } = report.json("strip-data");
+    const { start, stop, bands, slowed, hop, runs } = report.json("strip-data");
     const length = stop - start;
     const at = (ms) => (ms / 1000 / length) * canvas.clientWidth;
 
@@ -124,11 +125,25 @@
     });
     drawn(canvas, redraw);
 
+    const frame = document.querySelector(".strip");
+    const inner = document.querySelector(".strip-inner");
+    const zooms = [...document.querySelectorAll("[data-zoom]")];
+    function zoom(button) {
+      const seen = (frame.scrollLeft + frame.clientWidth / 2) / Math.max(1, frame.scrollWidth);
+      const isFirst = !inner.style.width;
+      inner.style.width = `${100 * button.dataset.zoom}%`;
+      frame.scrollLeft = isFirst ? 0 : seen * frame.scrollWidth - frame.clientWidth / 2;
+      for (const one of zooms) one.setAttribute("aria-pressed", String(one === button));
+    }
+    for (const button of zooms) button.addEventListener("click", () => zoom(button));
+    // A step wide enough to be seen, where there is a zoom for it.
+    const wide = (button) => (button.dataset.zoom * frame.clientWidth * hop) / length >= 2.5;
+    zoom(zooms.find(wide) || zooms[zooms.length - 1]);
+
     const sound = document.querySelector("#strip > audio");
     const image = document.querySelector(".spectrogram");
     if (!sound || !image) return;
     const head = document.querySelector(".strip-inner > .playhead");
-    const frame = document.querySelector(".strip");
     follow(sound, head, () => length * slowed, () => {
       const x = (sound.currentTime / slowed / length) * frame.scrollWidth;
       if (x < frame.scrollLeft || x > frame.scrollLeft + frame.clientWidth) frame.scrollLeft = x - 40;
@@ -173,34 +188,53 @@
     const share = (row, column) => shares.getUint16(2 * (row * n + column), true) / 65535;
     const readout = document.querySelector(".matrix .readout");
 
+    // Ids stand beside the squares where there is room for them.
+    const edge = () => (canvas.clientWidth / n > 13 ? 22 : 0);
+
     function redraw() {
       const pen = canvasContext(canvas);
-      const side = canvas.clientWidth / n;
+      const margin = edge();
+      const side = (canvas.clientWidth - margin) / n;
       const gap = side > 5 ? 0.6 : 0;
-      const sunk = report.style("--sunk");
       const accent = report.style("--accent");
+      pen.fillStyle = report.style("--raised");
+      pen.fillRect(margin, margin, canvas.clientWidth - margin, canvas.clientHeight - margin);
       for (let row = 0; row < n; row++) {
         for (let column = 0; column < n; column++) {
           const value = share(row, column);
           if (value === 0 && row !== column) continue;
           pen.globalAlpha = row === column ? 1 : 0.08 + 0.92 * Math.sqrt(value / most);
-          pen.fillStyle = row === column ? sunk : accent;
-          pen.fillRect(column * side, row * side, side - gap, side - gap);
+          pen.fillStyle = row === column ? report.style("--sunk") : accent;
+          pen.fillRect(margin + column * side, margin + row * side, side - gap, side - gap);
         }
       }
       pen.globalAlpha = 1;
       const place = order.indexOf(chosen);
+      if (margin) {
+        pen.textBaseline = "middle";
+        order.forEach((token, k) => {
+          const at = margin + (k + 0.5) * side;
+          pen.fillStyle = report.style(k === place ? "--ink" : "--quiet");
+          pen.font = `${k === place ? "700 " : ""}10px system-ui, sans-serif`;
+          pen.textAlign = "right";
+          pen.fillText(token, margin - 4, at);
+          pen.textAlign = "center";
+          pen.fillText(token, at, margin - 8);
+        });
+      }
       if (place >= 0) {
+        const whole = canvas.clientWidth - margin - 1;
         pen.strokeStyle = report.style("--ink");
-        pen.strokeRect(0.5, place * side, canvas.clientWidth - 1, side);
-        pen.strokeRect(place * side, 0.5, side, canvas.clientHeight - 1);
+        pen.strokeRect(margin + 0.5, margin + place * side, whole, side);
+        pen.strokeRect(margin + place * side, margin + 0.5, side, whole);
       }
     }
 
     function under(event) {
       const box = canvas.getBoundingClientRect();
-      const inside = (value) => Math.max(0, Math.min(n - 1, Math.floor(value * n)));
-      return [inside((event.clientY - box.top) / box.height), inside((event.clientX - box.left) / box.width)];
+      const side = (box.width - edge()) / n;
+      const inside = (value) => Math.max(0, Math.min(n - 1, Math.floor((value - edge()) / side)));
+      return [inside(event.clientY - box.top), inside(event.clientX - box.left)];
     }
     canvas.addEventListener("pointermove", (event) => {
       const [row, column] = under(event);

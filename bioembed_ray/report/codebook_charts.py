@@ -16,8 +16,8 @@ from bioembed_ray.report.markup import count, text
 MOST_BARS = 256
 # More points than this are a cloud.
 MOST_POINTS = 2000
-# Ids are written beside the most used ones only, where there are many.
-MOST_LABELS = 64
+# An id is written where no more used one stands this near, in units of the map; on a phone this.
+LABEL_ROOM, PHONE_ROOM = 24.0, 58.0
 # Successive ids lie a golden angle apart, so that neighbours in number differ in hue.
 GOLDEN_ANGLE = 137.50776
 
@@ -67,7 +67,9 @@ def usage_bars(counts: Ints, is_sorted: bool) -> str:
     for value in ticks(0, most, 3):
         y = top + tall * (1 - value / most)
         body.append(f'<path class="axis" d="M{left} {y:.1f}h{wide}"/>')
-        body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{share(value)}</text>')
+        body.append(
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value * 100:g}%</text>'
+        )
     for place, (group, height) in enumerate(zip(groups, heights, strict=True)):
         first, last = int(group[0]), int(group[-1])
         alone = len(group) == 1
@@ -112,23 +114,32 @@ def map_chart(placed: CentroidMap, counts: Ints, tips: Sequence[str]) -> str:
         tips: One line per token.
     """
     order = np.argsort(-counts, kind="stable")[:MOST_POINTS]
-    pad, side = 34.0, 620.0
-    points = placed.points
-    tall = side * max(0.35, float(points[:, 1].max()))
+    pad, wide = 38.0, 900.0
+    height = max(float(placed.points[:, 1].max()), 1e-9)
+    tall = wide * float(np.clip(height, 0.35, 0.62))
+    side = min(wide, tall / height)
+    x_of = pad + (wide - side) / 2 + placed.points[:, 0] * side
+    y_of = pad + (tall + height * side) / 2 - placed.points[:, 1] * side
     # Areas that together cover a tenth of the map.
-    scale = np.sqrt(0.1 * side * tall / np.pi / max(1, counts.sum()))
-    radii = np.clip(np.sqrt(counts) * scale, 2.5, 34.0)
-    body = []
-    for rank, code in enumerate(order.tolist()):
-        x, y = pad + points[code, 0] * side, pad + tall - points[code, 1] * side
+    scale = np.sqrt(0.1 * wide * tall / np.pi / max(1, counts.sum()))
+    radii = np.clip(np.sqrt(counts) * scale, 3.0, 38.0)
+    body, labelled = [], list[tuple[float, float]]()
+    for code in order.tolist():
+        x, y = x_of[code], y_of[code]
         hollow = " hollow" if counts[code] == 0 else ""
-        label = f'<text x="{x:.1f}" y="{y + 4:.1f}">{code}</text>' if rank < MOST_LABELS else ""
+        label = ""
+        near = min((max(abs(x - a), 1.6 * abs(y - b)) for a, b in labelled), default=np.inf)
+        if near > LABEL_ROOM:
+            # On a phone letters are larger, and fewer ids have room.
+            kind = "" if near > PHONE_ROOM else ' class="wide"'
+            label = f'<text{kind} x="{x:.1f}" y="{y:.1f}" dy=".35em">{code}</text>'
+            labelled.append((x, y))
         body.append(
             f'<a href="#token-{code}" data-token="{code}" data-tip="{text(tips[code])}">'
             f'<circle class="code{hollow}" style="--hue:{hue(code)}" cx="{x:.1f}" cy="{y:.1f}" '
             f'r="{radii[code]:.1f}"/>{label}</a>'
         )
-    drawing = svg(side + 2 * pad, tall + 2 * pad, "".join(body), "Map of centroids")
+    drawing = svg(wide + 2 * pad, tall + 2 * pad, "".join(body), "Map of centroids")
     return f'<div class="map">{drawing}</div>'
 
 

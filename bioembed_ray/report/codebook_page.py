@@ -9,17 +9,17 @@ from typing import Any
 from bioembed_ray import storage
 from bioembed_ray.codebooks.card import Codebook
 from bioembed_ray.errors import NotFoundError
-from bioembed_ray.report.census import COLUMNS, Busiest, Census, take_census
+from bioembed_ray.report.census import COLUMNS, Census, take_census
 from bioembed_ray.report.centroid_map import centroid_map, directions
 from bioembed_ray.report.codebook_charts import MOST_POINTS, map_chart, share
 from bioembed_ray.report.codebook_health import health_section, training_section
 from bioembed_ray.report.codebook_sections import (
     SCRIPT,
     gallery_section,
+    no_strip,
     strip_section,
-    token_lines,
-    transition_section,
 )
+from bioembed_ray.report.codebook_transitions import token_lines, transition_section
 from bioembed_ray.report.frame import Page, Section, read_file
 from bioembed_ray.report.galleries import find_places, shown_tokens
 from bioembed_ray.report.markup import count, notice, text, weights_mark
@@ -63,7 +63,7 @@ def codebook_pages(results: Results, options: CodebookOptions) -> Iterator[Page]
     sound; what a page holds does not grow with the archive.
 
     Raises:
-        InputError: the recording that was asked for has no tokens, or a codebook is gone.
+        InputError: a codebook is gone.
         StorageError: the output cannot be read.
     """
     current = results.current.get("codebooks", {})
@@ -81,11 +81,15 @@ def codebook_page(results: Results, name: str, options: CodebookOptions) -> Page
     hearing = hearing_of(results, book)
     clips, problems = cut_token_clips(results, places, shown, hearing)
     sections = [health_section(card, census), _map_section(book, census)]
-    start = _strip_start(results, name, census, options)
-    if start is not None:
+    start = census.busiest
+    if options.recording is not None:
+        start = first_row(results, name, options.recording)
+    if start is None:
+        sections.append(no_strip(options.recording))
+    else:
         strip = make_strip(results, name, start, options.strip_s, hearing)
         sections.append(strip_section(strip))
-    sections.append(gallery_section(clips, shown, places, problems, token_lines(census)))
+    sections.append(gallery_section(clips, shown, places, problems, token_lines(census, shown)))
     sections.append(transition_section(census, directions(book)))
     if "curve" in card:
         folder = results.codebook_folder(name)
@@ -107,14 +111,6 @@ def _census(results: Results, name: str, n_codes: int, options: CodebookOptions)
         sites = {recording: str(site) for recording, site in pairs if site is not None}
     batches = results.tokens(name).batches(columns=COLUMNS, batch_rows=BATCH_ROWS)
     return take_census(batches, n_codes, sites, len(recordings), options.per_token)
-
-
-def _strip_start(
-    results: Results, name: str, census: Census, options: CodebookOptions
-) -> Busiest | None:
-    if options.recording is not None:
-        return first_row(results, name, options.recording)
-    return census.busiest
 
 
 def _map_section(book: Codebook, census: Census) -> Section:

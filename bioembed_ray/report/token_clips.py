@@ -21,6 +21,7 @@ from bioembed_ray.errors import RecordingError, StorageError
 from bioembed_ray.ledger import Known
 from bioembed_ray.report.galleries import Places
 from bioembed_ray.results import Results
+from bioembed_ray.vqvae.mel import STEP
 
 # A frame of 25 ms alone is a click; what stands around it says what it belongs to.
 CONTEXT_S, FAST_CONTEXT_S = 0.4, 0.08
@@ -39,10 +40,13 @@ class Hearing:
     Attributes:
         channels: What the job calls `channels`.
         top_hz: Highest frequency of the recording that it hears; None where nobody said.
+        bands_hz: Lowest and highest frequency of every band of its tokens; empty where that is
+            not known, or where a time step has one token.
     """
 
     channels: Literal["mix", "first", "each"]
     top_hz: float | None
+    bands_hz: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class TokenClip:
         start_s, stop_s: The token's own stretch.
         from_s, to_s: What the clip holds.
         top_hz: Top of the picture.
+        band_hz: What the token's band sees; None where that is not known.
         image: Spectrogram as WebP.
         sound: MP3.
         slowed: How many times slower the sound is, 1 where it is not.
@@ -69,6 +74,7 @@ class TokenClip:
     from_s: float
     to_s: float
     top_hz: float
+    band_hz: tuple[float, float] | None
     image: bytes
     sound: bytes
     slowed: int
@@ -83,7 +89,27 @@ def hearing_of(results: Results, book: Codebook) -> Hearing:
     if about is None:
         return Hearing("mix", None)
     content = about["content"]
-    return Hearing(content["channels"], content["rate_hz"] / 2 * content["time_expansion"])
+    expansion = content["time_expansion"]
+    front = results.card(book.name).get("front_end")
+    bands = () if front is None else mel_bands(front["n_mels"], front["fmin_hz"], front["fmax_hz"])
+    return Hearing(
+        content["channels"],
+        content["rate_hz"] / 2 * expansion,
+        tuple((low * expansion, high * expansion) for low, high in bands),
+    )
+
+
+def mel_bands(n_mels: int, fmin_hz: float, fmax_hz: float) -> list[tuple[float, float]]:
+    """Return what each band of VQ-VAE codes sees, in Hz: the filters of four mel bands.
+
+    >>> [(round(low), round(high)) for low, high in mel_bands(8, 0, 8000)]
+    [(0, 2081), (1242, 8000)]
+    """
+    import librosa
+
+    edges = librosa.mel_frequencies(n_mels=n_mels + 2, fmin=fmin_hz, fmax=fmax_hz)
+    # Filter k reaches from edge k to edge k + 2.
+    return [(float(edges[k]), float(edges[k + STEP + 1])) for k in range(0, n_mels, STEP)]
 
 
 def slowdown(sound: Sound) -> int:
@@ -162,16 +188,18 @@ def _stretch(start_s: float, stop_s: float, is_fast: bool) -> tuple[float, float
 def _clip(places: Places, row: int, sound: Sound, hearing: Hearing) -> TokenClip:
     found = places.places
     top, slowed = top_of(sound, hearing), slowdown(sound)
+    band = int(found.band[row])
     return TokenClip(
         token=int(found.token[row]),
         recording=places.names[int(found.origin[row])],
         channel=int(found.channel[row]),
-        band=int(found.band[row]),
+        band=band,
         start_s=float(found.start_s[row]),
         stop_s=float(found.stop_s[row]),
         from_s=sound.start_s,
         to_s=sound.start_s + len(sound.samples) / sound.rate_hz,
         top_hz=top,
+        band_hz=hearing.bands_hz[band] if band < len(hearing.bands_hz) else None,
         image=spectrogram_image(sound, COLUMNS, BANDS, top),
         sound=compressed(sound, slowed),
         slowed=slowed,

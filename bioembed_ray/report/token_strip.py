@@ -23,7 +23,7 @@ from bioembed_ray.report.token_clips import Hearing, slowdown, top_of
 from bioembed_ray.results import Results
 from bioembed_ray.run_lengths import as_text, run_lengths
 
-COLUMNS, BANDS = 1200, 128
+COLUMNS, BANDS = 2400, 128
 # A sweep of ultrasound is over in a tenth of a second: a second of it is a long time.
 FAST_SHARE = 0.1
 # More bands than this are not written out as text.
@@ -54,6 +54,7 @@ class Strip:
         recording, channel: Which.
         start_s, stop_s: Stretch.
         bands: Tokens per time step.
+        hop_s: Seconds from one time step to the next.
         runs: By band and time.
         texts: Run lengths as text, per band.
         top_hz: Top of the picture.
@@ -68,6 +69,7 @@ class Strip:
     start_s: float
     stop_s: float
     bands: int
+    hop_s: float
     runs: list[StripRun]
     texts: list[str]
     top_hz: float
@@ -105,6 +107,7 @@ def make_strip(
         start_s=place.start_s,
         stop_s=stop_s if piece is not None else max((run.stop_s for run in runs), default=stop_s),
         bands=bands,
+        hop_s=steps[0].hop_s if steps else 0.0,
         runs=runs,
         texts=[_text(steps, band) for band in range(min(bands, MOST_TEXT_BANDS))],
         top_hz=top,
@@ -188,15 +191,11 @@ def _text(steps: list[_Step], band: int) -> str:
     return as_text(*run_lengths(tokens))
 
 
-def first_row(results: Results, codebook: str, recording: str) -> Busiest:
-    """Return where the tokens of a recording begin.
-
-    Raises:
-        InputError: it has none.
-    """
+def first_row(results: Results, codebook: str, recording: str) -> Busiest | None:
+    """Return where the tokens of a recording begin, None where it has none of this codebook."""
     rows = results.tokens(codebook).table(
         columns=["channel", "start_s"], where=pc.field("recording") == recording
     )
     if not len(rows):
-        raise InputError(f"--recording: {recording!r} has no tokens of codebook {codebook}")
+        return None
     return Busiest(0.0, recording, rows["channel"][0].as_py(), rows["start_s"][0].as_py())
