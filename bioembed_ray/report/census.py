@@ -25,6 +25,7 @@ from bioembed_ray.report.codebook_numbers import (
     best_places,
     pairs,
     pieces,
+    promising,
     runs_of,
 )
 
@@ -179,6 +180,7 @@ class _Counting:
             first_s,
             first_s + real.length * hop_s,
         )
+        places = promising(self._longest, places, self._per_token, self._k)
         self._longest = best_places([self._longest, places], self._per_token)
         self._note_busiest(rows, real)
 

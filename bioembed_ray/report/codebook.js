@@ -73,6 +73,7 @@
       const wide = canvas.clientWidth;
       const tall = canvas.clientHeight - AXIS;
       const band = tall / bands;
+      const ground = report.style("--ground");
       pen.strokeStyle = report.style("--line");
       pen.beginPath();
       for (let x = -tall; x < wide; x += 7) {
@@ -87,8 +88,11 @@
         const x = at(low);
         const w = at(high) - x;
         const y = tall - (row + 1) * band;
+        const [w1, h1] = [Math.max(w - (w > 4 ? 0.75 : 0), 0.5), band - (bands > 1 ? 0.5 : 0)];
+        pen.fillStyle = ground;
+        pen.fillRect(x, y, w1, h1);
         pen.fillStyle = colour(token, chosen === null || chosen === token ? 1 : 0.28);
-        pen.fillRect(x, y, Math.max(w - (w > 4 ? 0.75 : 0), 0.5), band - (bands > 1 ? 0.5 : 0));
+        pen.fillRect(x, y, w1, h1);
         if (w > 9 + 7 * String(token).length && band > 14) {
           pen.fillStyle = "#fff";
           pen.fillText(token, x + w / 2, y + band / 2);

@@ -39,6 +39,15 @@ def share(value: float) -> str:
     return f"{value:.{digits}%}"
 
 
+def length(value_s: float) -> str:
+    """Return a short length of time: milliseconds below a second.
+
+    >>> length(0.0634), length(1.026)
+    ('63.4 ms', '1.03 s')
+    """
+    return f"{1000 * value_s:.3g} ms" if value_s < 0.9995 else f"{value_s:.3g} s"
+
+
 def token_link(token: int) -> str:
     """Return a token that can be chosen."""
     return (
@@ -123,23 +132,23 @@ def map_chart(placed: CentroidMap, counts: Ints, tips: Sequence[str]) -> str:
     # Areas that together cover a tenth of the map.
     scale = np.sqrt(0.1 * wide * tall / np.pi / max(1, counts.sum()))
     radii = np.clip(np.sqrt(counts) * scale, 3.0, 38.0)
-    body, labelled = [], list[tuple[float, float]]()
+    body, labels = [], list[str]()
+    labelled: list[tuple[float, float]] = []
     for code in order.tolist():
         x, y = x_of[code], y_of[code]
         hollow = " hollow" if counts[code] == 0 else ""
-        label = ""
         near = min((max(abs(x - a), 1.6 * abs(y - b)) for a, b in labelled), default=np.inf)
         if near > LABEL_ROOM:
             # On a phone letters are larger, and fewer ids have room.
             kind = "" if near > PHONE_ROOM else ' class="wide"'
-            label = f'<text{kind} x="{x:.1f}" y="{y:.1f}" dy=".35em">{code}</text>'
+            labels.append(f'<text{kind} x="{x:.1f}" y="{y:.1f}" dy=".35em">{code}</text>')
             labelled.append((x, y))
         body.append(
             f'<a href="#token-{code}" data-token="{code}" data-tip="{text(tips[code])}">'
             f'<circle class="code{hollow}" style="--hue:{hue(code)}" cx="{x:.1f}" cy="{y:.1f}" '
-            f'r="{radii[code]:.1f}"/>{label}</a>'
+            f'r="{radii[code]:.1f}"/></a>'
         )
-    drawing = svg(wide + 2 * pad, tall + 2 * pad, "".join(body), "Map of centroids")
+    drawing = svg(wide + 2 * pad, tall + 2 * pad, "".join(body + labels), "Map of centroids")
     return f'<div class="map">{drawing}</div>'
 
 

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from bioembed_ray.codebooks.card import concentration, usage, verdict
 from bioembed_ray.report.census import Census
-from bioembed_ray.report.codebook_charts import curve, share, token_link, usage_bars
+from bioembed_ray.report.codebook_charts import curve, length, share, token_link, usage_bars
 from bioembed_ray.report.frame import Section
 from bioembed_ray.report.markup import count, facts, figure, notice, picture, table, text
 
@@ -65,15 +65,15 @@ def _is_poor(line: str) -> bool:
 
 def _big(found: Mapping[str, Any], census: Census) -> list[tuple[str, str]]:
     runs = int(census.n_runs.sum())
-    mean_ms = 1000 * census.hop_s * int(census.counts.sum()) / max(1, runs)
-    most = f"<small>of {np.log2(found['codes']):.2f}, log₂ of the codes</small>"
+    mean_s = census.hop_s * int(census.counts.sum()) / max(1, runs)
+    most = f"<small>{np.log2(found['codes']):.2f} at most</small>"
     return [
         ("Codes in use", f"{count(found['used'])}<small>of {count(found['codes'])}</small>"),
         ("Dead codes", count(found["dead"])),
         ("Perplexity", f"{found['perplexity']:.4g}<small>{share(found['perplexity_share'])} of the codes</small>"),
         ("Entropy", f"{found['entropy_bits']:.2f} bits{most}"),
         ("Most used code", f"{share(found['top_share'])}<small>token {token_link(found['top_code'])}</small>"),
-        ("Mean run", f"{mean_ms:.4g} ms<small>a step is {1000 * census.hop_s:.4g} ms</small>"),
+        ("Mean run", f"{length(mean_s)}<small>a step is {length(census.hop_s)}</small>"),
     ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _explained(card: Mapping[str, Any], census: Census, found: Mapping[str, Any]
     rows += _of_fit(card)
     rows += _of_held_out(card.get("held_out") or {})
     rows += _origins("recording", census.by_recording, card.get("by_recording"), census.n_counted)
-    if census.sites:
+    if len(census.sites) > 1:
         rows += _origins("site", census.by_site, card.get("by_group"), len(census.sites))
     rows += _of_previous(card.get("previous"))
     total = int(census.counts.sum()) + census.n_gaps

@@ -161,6 +161,23 @@ class Candidates:
         return Candidates(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
+def promising(kept: Candidates, found: Candidates, per_token: int, n_codes: int) -> Candidates:
+    """Return the places that could still be among their token's best; most are none and go unsorted.
+
+    Args:
+        kept: The best of what came before.
+        found: New places.
+        per_token: Places kept per token.
+        n_codes: K.
+    """
+    limit = np.full(n_codes, np.inf)
+    worst = np.full(n_codes, -np.inf)
+    np.maximum.at(worst, kept.token, kept.score)
+    is_full = np.bincount(kept.token, minlength=n_codes) >= per_token
+    limit[is_full] = worst[is_full]
+    return found.take(np.flatnonzero(found.score < limit[found.token]))
+
+
 def best_places(found: Iterable[Candidates], per_token: int) -> Candidates:
     """Return each token's best places, the best of a recording only, by token and score.
 

@@ -11,7 +11,7 @@ from bioembed_ray.codebooks.card import Codebook
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.report.census import COLUMNS, Census, take_census
 from bioembed_ray.report.centroid_map import centroid_map, directions
-from bioembed_ray.report.codebook_charts import MOST_POINTS, map_chart, share
+from bioembed_ray.report.codebook_charts import MOST_POINTS, length, map_chart, share
 from bioembed_ray.report.codebook_health import health_section, training_section
 from bioembed_ray.report.codebook_sections import (
     SCRIPT,
@@ -117,7 +117,7 @@ def _map_section(book: Codebook, census: Census) -> Section:
     placed = centroid_map(book)
     total = max(1, int(census.counts.sum()))
     tips = [
-        f"token {code}: {share(n / total)}, runs of {1000 * run_s:.3g} ms"
+        f"token {code}: {share(n / total)}, runs of {length(run_s)}"
         if n
         else f"token {code}: never used"
         for code, (n, run_s) in enumerate(zip(census.counts.tolist(), census.run_s, strict=True))
@@ -140,7 +140,7 @@ def _lead(
     grid = f", {census.bands} per time step" if census.bands > 1 else ""
     line = (
         f'<p class="quiet">{count(k)} codes of {count(dim)} numbers over {text(book.encoder)} '
-        f"({kind}); a token every {1000 * census.hop_s:.4g} ms{grid}. "
+        f"({kind}); a token every {length(census.hop_s)}{grid}. "
         f"Version <code>{text(results.tokens(name).version)}</code>, weights: {weights_mark(weights)}</p>"
     )
     warning = ""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bioembed_ray.report.census import Census
 from bioembed_ray.report.centroid_map import alike_order
-from bioembed_ray.report.codebook_charts import matrix_bytes, share, token_link
+from bioembed_ray.report.codebook_charts import length, matrix_bytes, share, token_link
 from bioembed_ray.report.codebook_numbers import Floats, Ints
 from bioembed_ray.report.codebook_sections import SCRIPT
 from bioembed_ray.report.frame import Section
@@ -30,7 +30,7 @@ def token_lines(census: Census, shown: Sequence[int]) -> dict[int, str]:
         followers = _followers(census, token)
         parts = [
             f"{count(int(census.counts[token]))} times ({share(census.counts[token] / total)})",
-            f"runs of {1000 * run_s[token]:.3g} ms on average",
+            f"runs of {length(run_s[token])} on average",
         ]
         if np.isfinite(stay[token]):
             parts.append(f"stays with {share(float(stay[token]))}")
@@ -126,11 +126,8 @@ def _top_moves(census: Census, leaving: Ints) -> str:
         Column("Share", True),
         Column("Chance", True),
     )
-    return table(
-        columns,
-        rows,
-        "Share: of the token's moves. Chance: how many times more often than if any run could follow.",
-    )
+    about = "Share: of the token's moves. Chance: how many times more often than if any run could follow."
+    return f'<p class="quiet">{about}</p>{table(columns, rows)}'
 
 
 def _token_table(census: Census) -> str:
@@ -145,19 +142,20 @@ def _token_table(census: Census) -> str:
                 f'<span id="row-{token}">{token_link(token)}</span>',
                 count(int(census.counts[token])),
                 share(census.counts[token] / total),
-                f"{1000 * run_s[token]:.3g}",
+                length(run_s[token]),
                 share(float(stay[token])) if np.isfinite(stay[token]) else "",
                 count(int(n_origins[token])),
                 share(float(top_share[token])) if n_origins[token] else "",
                 " ".join(token_link(other) for other in _followers(census, token)),
             )
         )
-    titles = ("Tokens", "Share", "Run, ms", "Stays", "Recordings", "From one")
+    titles = ("Times", "Share", "Mean run", "Stays", "Recordings", "From one")
     columns = [Column("Token"), *(Column(title, True) for title in titles), Column("Then")]
     dead = int((census.counts == 0).sum())
     left = int((census.counts > 0).sum()) - len(rows)
     notes = [f"{count(dead)} never used"] * bool(dead) + [
         f"{count(left)} less used ones left out"
     ] * bool(left)
-    about = "Stays: share of the next time steps with the same token. From one: share of the recording that has most."
-    return f'<div class="every">{table(columns, rows, about + "".join(f" {note}." for note in notes))}</div>'
+    about = "Stays: share of the next time steps that have the same token. From one: what the recording with most of it gives."
+    told = about + "".join(f" {note}." for note in notes)
+    return f'<p class="quiet">{told}</p><div class="every">{table(columns, rows)}</div>'

@@ -13,7 +13,7 @@ from bioembed_ray import parts
 from bioembed_ray.codebooks.card import Codebook
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.report.census import Census
-from bioembed_ray.report.codebook_numbers import Candidates, Ints, best_places
+from bioembed_ray.report.codebook_numbers import Candidates, Ints, best_places, promising
 from bioembed_ray.report.markup import count
 from bioembed_ray.results import Results
 from bioembed_ray.rows import Rows, vectors_of
@@ -165,7 +165,8 @@ def nearest_places(
             batch.column("start_s").to_numpy(zero_copy_only=False),
             batch.column("end_s").to_numpy(zero_copy_only=False),
         )
-        kept = best_places([kept, places.take(wanted[token])], per_token)
+        places = promising(kept, places.take(wanted[token]), per_token, len(wanted))
+        kept = best_places([kept, places], per_token)
     return kept, list(numbers), n_seen, n_all
 
 
