@@ -94,7 +94,7 @@
         pen.fillStyle = colour(token, chosen === null || chosen === token ? 1 : 0.28);
         pen.fillRect(x, y, w1, h1);
         if (w > 9 + 7 * String(token).length && band > 14) {
-          pen.fillStyle = "#fff";
+          pen.fillStyle = chosen === null || chosen === token ? "#fff" : report.style("--quiet");
           pen.fillText(token, x + w / 2, y + band / 2);
         }
       }

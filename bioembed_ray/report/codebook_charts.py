@@ -141,7 +141,10 @@ def map_chart(placed: CentroidMap, counts: Ints, tips: Sequence[str]) -> str:
         if near > LABEL_ROOM:
             # On a phone letters are larger, and fewer ids have room.
             kind = "" if near > PHONE_ROOM else ' class="wide"'
-            labels.append(f'<text{kind} x="{x:.1f}" y="{y:.1f}" dy=".35em">{code}</text>')
+            # A dot smaller than its id has it above.
+            above = radii[code] + 4 if radii[code] < 9 else 0.0
+            drop = "" if above else ' dy=".35em"'
+            labels.append(f'<text{kind} x="{x:.1f}" y="{y - above:.1f}"{drop}>{code}</text>')
             labelled.append((x, y))
         body.append(
             f'<a href="#token-{code}" data-token="{code}" data-tip="{text(tips[code])}">'
