@@ -31,6 +31,13 @@ from bioembed_ray.config import mask_secrets
 @click.option(
     "--recording", help="The recording shown in full; the longest one short enough without it."
 )
+@click.option(
+    "--galleries",
+    type=click.IntRange(0, 500),
+    default=64,
+    show_default=True,
+    help="Most tokens of a codebook with a gallery of places.",
+)
 @click.option("--to", "target", help="Folder or prefix; <output>/report without it.")
 def report(
     job: str | None,
@@ -39,16 +46,22 @@ def report(
     max_windows: int,
     max_clips: int,
     recording: str | None,
+    galleries: int,
     target: str | None,
 ) -> None:
-    """Write pages to look at and listen to: what ran, what failed, maps of sounds, one recording."""
+    """Write pages to look at and listen to: what ran, what failed, maps of sounds, codebooks."""
+    from functools import partial
+
     from bioembed_ray.report.build import ReportOptions, write_report
+    from bioembed_ray.report.codebook_page import CodebookOptions, codebook_pages
     from bioembed_ray.storage import absolute, join
 
     where = output_of(job, output, overrides)
     folder = absolute(target) if target else join(where, "report")
     options = ReportOptions(max_windows, max_clips, recording)
-    for line in write_report(where, options, folder, say):
+    shown = CodebookOptions(recording=recording, galleries=galleries)
+    pages = partial(codebook_pages, options=shown, say=say)
+    for line in write_report(where, options, folder, say, pages):
         click.echo(mask_secrets(line))
 
 

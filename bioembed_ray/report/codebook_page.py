@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from bioembed_ray.report.codebook_sections import (
 from bioembed_ray.report.codebook_transitions import token_lines, transition_section
 from bioembed_ray.report.frame import Page, Section, read_file
 from bioembed_ray.report.galleries import find_places, shown_tokens
-from bioembed_ray.report.markup import count, notice, text, weights_mark
+from bioembed_ray.report.markup import count, is_random, notice, text, weights_mark
 from bioembed_ray.report.token_clips import cut_token_clips, hearing_of
 from bioembed_ray.report.token_strip import first_row, make_strip
 from bioembed_ray.results import Results
@@ -56,11 +56,18 @@ def page_slug(codebook: str) -> str:
     return f"codebook-{codebook}"
 
 
-def codebook_pages(results: Results, options: CodebookOptions) -> Iterator[Page]:
+def codebook_pages(
+    results: Results, options: CodebookOptions, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Page]:
     """Yield a page for every codebook whose tokens are complete, by name.
 
     Reads all tokens of each once, a bounded sample of vectors, and a few hundred short stretches of
     sound; what a page holds does not grow with the archive.
+
+    Args:
+        results: The output.
+        options: What a page shows.
+        say: Is told what is being done.
 
     Raises:
         InputError: a codebook is gone.
@@ -69,6 +76,7 @@ def codebook_pages(results: Results, options: CodebookOptions) -> Iterator[Page]
     current = results.current.get("codebooks", {})
     for name in results.codebooks:
         if name in current:
+            say(f"{name}: counting the tokens of {results.tokens(name).count():,} segments")
             yield codebook_page(results, name, options)
 
 
@@ -144,7 +152,7 @@ def _lead(
         f"Version <code>{text(results.tokens(name).version)}</code>, weights: {weights_mark(weights)}</p>"
     )
     warning = ""
-    if weights.upper().startswith("RANDOM"):
+    if is_random(weights):
         warning = notice("The encoder's weights are random: its tokens mean nothing.", "warning")
     return f"<style>{read_file('codebook.css')}</style>{line}{warning}"
 

@@ -20,6 +20,7 @@ from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import RecordingError, StorageError
 from bioembed_ray.ledger import Known
 from bioembed_ray.report.galleries import Places
+from bioembed_ray.report.listening import slowdown
 from bioembed_ray.results import Results
 from bioembed_ray.vqvae.mel import STEP
 
@@ -29,8 +30,6 @@ MOST_S, FAST_MOST_S = 3.0, 0.6
 COLUMNS, BANDS = 168, 84
 # Sound and pictures of all galleries of a page, before base64 makes them a third longer.
 MAX_BYTES = 9 << 20
-SLOWED_BY = (5, 10, 20)
-HEARD_HZ = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ def mel_bands(n_mels: int, fmin_hz: float, fmax_hz: float) -> list[tuple[float, 
     """Return what each band of VQ-VAE codes sees, in Hz: the filters of four mel bands.
 
     >>> [(round(low), round(high)) for low, high in mel_bands(8, 0, 8000)]
-    [(0, 2081), (1242, 8000)]
+    [(0, 2008), (1421, 8000)]
     """
     import librosa
 
@@ -112,11 +111,9 @@ def mel_bands(n_mels: int, fmin_hz: float, fmax_hz: float) -> list[tuple[float, 
     return [(float(edges[k]), float(edges[k + STEP + 1])) for k in range(0, n_mels, STEP)]
 
 
-def slowdown(sound: Sound) -> int:
-    """Return how many times slower all of a sound is within hearing: 5, 10 or 20; 1 is as it is."""
-    if not sound.is_ultrasound:
-        return 1
-    return next((by for by in SLOWED_BY if sound.rate_hz / 2 / by <= HEARD_HZ), SLOWED_BY[-1])
+def slower(sound: Sound) -> int:
+    """Return how many times slower a sound is played: 1 where people hear it as it is."""
+    return slowdown(sound.rate_hz) if sound.is_ultrasound else 1
 
 
 def top_of(sound: Sound, hearing: Hearing) -> float:
@@ -187,7 +184,7 @@ def _stretch(start_s: float, stop_s: float, is_fast: bool) -> tuple[float, float
 
 def _clip(places: Places, row: int, sound: Sound, hearing: Hearing) -> TokenClip:
     found = places.places
-    top, slowed = top_of(sound, hearing), slowdown(sound)
+    top, slowed = top_of(sound, hearing), slower(sound)
     band = int(found.band[row])
     return TokenClip(
         token=int(found.token[row]),

@@ -19,7 +19,7 @@ from bioembed_ray.clips import (
 from bioembed_ray.errors import InputError, RecordingError, StorageError
 from bioembed_ray.report.census import Busiest
 from bioembed_ray.report.codebook_numbers import ADJACENT
-from bioembed_ray.report.token_clips import Hearing, slowdown, top_of
+from bioembed_ray.report.token_clips import Hearing, slower, top_of
 from bioembed_ray.results import Results
 from bioembed_ray.run_lengths import as_text, run_lengths
 
@@ -100,7 +100,7 @@ def make_strip(
     bands = len(steps[0].tokens) if steps else 1
     runs = [run for band in range(bands) for run in _runs(steps, band, stop_s)]
     top = 0.0 if piece is None else top_of(piece, hearing)
-    slowed = 1 if piece is None else slowdown(piece)
+    slowed = 1 if piece is None else slower(piece)
     return Strip(
         recording=place.recording,
         channel=place.channel,
