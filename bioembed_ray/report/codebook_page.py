@@ -110,13 +110,16 @@ def codebook_page(results: Results, name: str, options: CodebookOptions) -> Page
 def _census(results: Results, name: str, n_codes: int, options: CodebookOptions) -> Census:
     recordings = results.recordings()
     sites: dict[str, str] = {}
-    if "site" in recordings.column_names:
+    # The manifest's own column knows better than file names and comments.
+    for column in ("site", "label_site"):
+        if column not in recordings.column_names:
+            continue
         pairs = zip(
             recordings.column("recording").to_pylist(),
-            recordings.column("site").to_pylist(),
+            recordings.column(column).to_pylist(),
             strict=True,
         )
-        sites = {recording: str(site) for recording, site in pairs if site is not None}
+        sites |= {recording: str(site) for recording, site in pairs if site is not None}
     batches = results.tokens(name).batches(columns=COLUMNS, batch_rows=BATCH_ROWS)
     return take_census(batches, n_codes, sites, len(recordings), options.per_token)
 

@@ -150,16 +150,18 @@ def _steps(results: Results, codebook: str, place: Busiest, stop_s: float) -> li
     """Return the time steps that begin on the strip, in order."""
     here = (pc.field("recording") == place.recording) & (pc.field("channel") == place.channel)
     found = []
-    for row in (
-        results.tokens(codebook).table(where=here & (pc.field("start_s") < stop_s)).to_pylist()
-    ):
-        bands, hop_s = row["per_step"], row["hop_s"]
-        low = max(0, math.ceil((place.start_s - row["start_s"]) / hop_s - 1e-6))
-        high = max(low, math.ceil((stop_s - row["start_s"]) / hop_s - 1e-6))
-        tokens = [-1 if one is None else one for one in row["tokens"][low * bands : high * bands]]
+    table = results.tokens(codebook).table(where=here & (pc.field("start_s") < stop_s))
+    for number in range(len(table)):
+        row = {name: table[name][number] for name in ("start_s", "hop_s", "per_step", "tokens")}
+        start_s, hop_s, bands = (row[name].as_py() for name in ("start_s", "hop_s", "per_step"))
+        low = max(0, math.ceil((place.start_s - start_s) / hop_s - 1e-6))
+        high = max(low, math.ceil((stop_s - start_s) / hop_s - 1e-6))
+        # A day's row is long: only what is on the strip becomes Python numbers.
+        inside = row["tokens"].values.slice(low * bands, (high - low) * bands)
+        tokens = [-1 if one is None else one for one in inside.to_pylist()]
         for step in range(len(tokens) // bands):
             chosen = tuple(tokens[step * bands : (step + 1) * bands])
-            found.append(_Step(row["start_s"] + (low + step) * hop_s, hop_s, chosen))
+            found.append(_Step(start_s + (low + step) * hop_s, hop_s, chosen))
     return found
 
 
