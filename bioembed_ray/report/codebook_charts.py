@@ -137,15 +137,15 @@ def map_chart(placed: CentroidMap, counts: Ints, tips: Sequence[str]) -> str:
     for code in order.tolist():
         x, y = x_of[code], y_of[code]
         hollow = " hollow" if counts[code] == 0 else ""
-        near = min((max(abs(x - a), 1.6 * abs(y - b)) for a, b in labelled), default=np.inf)
+        # A dot smaller than its id has it above.
+        above = radii[code] + 8 if radii[code] < 9 else 0.0
+        row = y - above
+        near = min((max(abs(x - a), 1.6 * abs(row - b)) for a, b in labelled), default=np.inf)
         if near > LABEL_ROOM:
             # On a phone letters are larger, and fewer ids have room.
             kind = "" if near > PHONE_ROOM else ' class="wide"'
-            # A dot smaller than its id has it above.
-            above = radii[code] + 4 if radii[code] < 9 else 0.0
-            drop = "" if above else ' dy=".35em"'
-            labels.append(f'<text{kind} x="{x:.1f}" y="{y - above:.1f}"{drop}>{code}</text>')
-            labelled.append((x, y))
+            labels.append(f'<text{kind} x="{x:.1f}" y="{row:.1f}" dy=".35em">{code}</text>')
+            labelled.append((x, row))
         body.append(
             f'<a href="#token-{code}" data-token="{code}" data-tip="{text(tips[code])}">'
             f'<circle class="code{hollow}" style="--hue:{hue(code)}" cx="{x:.1f}" cy="{y:.1f}" '

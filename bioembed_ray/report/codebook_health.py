@@ -66,7 +66,7 @@ def _is_poor(line: str) -> bool:
 def _big(found: Mapping[str, Any], census: Census) -> list[tuple[str, str]]:
     runs = int(census.n_runs.sum())
     mean_s = census.hop_s * int(census.counts.sum()) / max(1, runs)
-    most = f"<small>{np.log2(found['codes']):.2f} at most</small>"
+    most = f"<small>of {np.log2(found['codes']):.2f} at most</small>"
     return [
         ("Codes in use", f"{count(found['used'])}<small>of {count(found['codes'])}</small>"),
         ("Dead codes", count(found["dead"])),

@@ -132,14 +132,9 @@ def _clip(clip: TokenClip) -> str:
     length = max(1e-9, clip.to_s - clip.from_s)
     left = 100 * max(0.0, clip.start_s - clip.from_s) / length
     wide = 100 * (min(clip.stop_s, clip.to_s) - max(clip.start_s, clip.from_s)) / length
-    below, above = clip.band_hz or (0.0, clip.top_hz)
-    low, high = (100 * min(1.0, value / clip.top_hz) for value in (below, above))
+    low, high, band = _band(clip)
     where, last = f"{clip.recording}, {clock(clip.start_s)}", clip.recording.rpartition("/")[2]
-    notes = [clock(clip.start_s)]
-    if clip.band_hz:
-        notes.append(f"{below / 1000:.1f}–{min(above, clip.top_hz) / 1000:.1f} kHz")
-    elif clip.band:
-        notes.append(f"band {clip.band}")
+    notes = [clock(clip.start_s), *band]
     notes += [f"channel {clip.channel}"] if clip.channel else []
     notes += [f"{clip.slowed}× slower"] if clip.slowed > 1 else []
     return (
@@ -151,3 +146,16 @@ def _clip(clip: TokenClip) -> str:
         f'<figcaption><span class="name" title="{text(clip.recording)}">{text(last)}</span>'
         f"<span>{text(', '.join(notes))}</span></figcaption></figure>"
     )
+
+
+def _band(clip: TokenClip) -> tuple[float, float, list[str]]:
+    """Return what a token's band covers of the picture, percent from below, and notes on it."""
+    if clip.band_hz is None:
+        return 0.0, 100.0, [f"band {clip.band}"] * bool(clip.band)
+    below, above = clip.band_hz
+    if below >= clip.top_hz:
+        # A band of silence: the recording's own rate ends below it.
+        return 0.0, 100.0, [f"above {below / 1000:.1f} kHz, beyond its rate"]
+    above = min(above, clip.top_hz)
+    note = f"{below / 1000:.1f}–{above / 1000:.1f} kHz"
+    return 100 * below / clip.top_hz, 100 * above / clip.top_hz, [note]

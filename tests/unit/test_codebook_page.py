@@ -17,9 +17,13 @@ from bioembed_ray import schema, storage
 from bioembed_ray.codebooks.card import Codebook, concentration, usage
 from bioembed_ray.report.census import take_census
 from bioembed_ray.report.centroid_map import alike_order, centroid_map, principal_plane
+from bioembed_ray.report.codebook_numbers import best_places
 from bioembed_ray.report.codebook_page import CodebookOptions, codebook_pages
+from bioembed_ray.report.codebook_sections import gallery_section
 from bioembed_ray.report.codebook_transitions import transition_section
 from bioembed_ray.report.frame import Page, Section, render
+from bioembed_ray.report.galleries import Places
+from bioembed_ray.report.token_clips import TokenClip
 from tests.unit.codebook_fixtures import (
     BOOK,
     HOP_S,
@@ -166,6 +170,27 @@ def test_reconstructions_of_a_vqvae_stand_in_its_page(tmp_path: Path) -> None:
     assert "data:image/png;base64,iVBORyBwaWN0dXJl" in body
     assert "held out, step 100: 0.2" in body
     assert "fitted 0.0300, held out 0.0400" in words(page, "health")
+
+
+@pytest.mark.parametrize(
+    ("band_hz", "bottom", "height", "note"),
+    [
+        ((2000.0, 4000.0), 25.0, 25.0, "2.0–4.0 kHz"),
+        ((6000.0, 9000.0), 75.0, 25.0, "6.0–8.0 kHz"),
+        ((9000.0, 12000.0), 0.0, 100.0, "above 9.0 kHz, beyond its rate"),
+        (None, 0.0, 100.0, "band 3"),
+    ],
+)
+def test_a_clip_marks_what_its_token_heard(
+    band_hz: tuple[float, float] | None, bottom: float, height: float, note: str
+) -> None:
+    clip = TokenClip(7, "x/a.wav", 0, 3, 1.0, 1.5, 0.5, 2.5, 8000.0, band_hz, b"i", b"s", 5)
+    empty = best_places([], 1)
+    places = Places(empty, ["x/a.wav"], True, "found")
+    body = gallery_section([clip], [7], places, [], {7: "used"}).html
+    wanted = f"left:25.00%;width:25.00%;bottom:{bottom:.2f}%;height:{height:.2f}%"
+    assert wanted in body
+    assert f"<span>0:01.00, {note}, 5× slower</span>" in body
 
 
 def test_transitions_are_rows_of_shares() -> None:
