@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from sklearn.manifold import trustworthiness
 
 import bioembed_ray
 from bioembed_ray import schema, storage
+from bioembed_ray.cli import commands
 from bioembed_ray.codebooks.card import Codebook, concentration, usage
 from bioembed_ray.report.census import take_census
 from bioembed_ray.report.centroid_map import alike_order, centroid_map, principal_plane
@@ -240,3 +242,13 @@ def test_like_tokens_stand_together() -> None:
     line = np.random.default_rng(0).permutation(12)
     order = alike_order(line[:, None].astype(float))
     assert np.abs(np.diff(line[order])).max() == 1
+
+
+def test_the_command_writes_the_page_beside_the_first(made: MadeUp, tmp_path: Path) -> None:
+    arguments = ["report", "--output", made.output, "--to", str(tmp_path), "--galleries", "2"]
+    done = CliRunner().invoke(commands, arguments)
+    assert done.exit_code == 0, done.output
+    written = (tmp_path / f"codebook-{BOOK}.html").read_text(encoding="utf-8")
+    assert written.count("<article") == 2
+    assert 'href="index.html"' in written
+    assert f'href="codebook-{BOOK}.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
