@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 import soxr
@@ -60,7 +61,7 @@ def find_recordings(results: Results, names: Sequence[str]) -> dict[str, Known]:
         InputError: a name that recordings/ does not have.
     """
     table = results.recordings()
-    rows = table.filter(pc.field("recording").isin(list(names)))
+    rows = table.filter(pc.field("recording").isin(pa.array(names, pa.string())))
     found = {known.recording.name: known for known in ledger_file.known_rows(rows)}
     for name in names:
         if name not in found:
