@@ -11,6 +11,7 @@ from bioembed_ray.config import DEFAULT_MODELS, InputConfig
 from bioembed_ray.errors import (
     ConfigError,
     InputError,
+    NoBucketError,
     NotFoundError,
     RecordingError,
     StorageError,
@@ -36,7 +37,7 @@ def write_job_file(config: InputConfig, output: str, encoders: tuple[str, ...]) 
         raise ConfigError(f"--encoders: got {unknown[0]!r}; init knows {known}")
     try:
         listing = list_input(config)
-    except NotFoundError as error:
+    except (NotFoundError, NoBucketError) as error:
         raise InputError(f"--input: {error}") from error
     recordings = listing.recordings
     step = max(1, math.ceil(len(recordings) / LOOKED_AT))
