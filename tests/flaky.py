@@ -55,6 +55,7 @@ class Flaky:
         missing_s: How long an object stays away.
         only: Which requests may fail, by (method, path with query).
         gone: What all requests meet: "bucket" is NoSuchBucket, "refused" a connection that is reset.
+        gone_where: Which requests `gone` is about, by path with query.
         n_met: Faults served, by kind.
     """
 
@@ -65,6 +66,7 @@ class Flaky:
     missing_s: float = 0.0
     only: Callable[[str, str], bool] = lambda method, path: True
     gone: str | None = None
+    gone_where: Callable[[str], bool] = lambda path: True
     n_met: Counter[str] = field(default_factory=Counter)
     log: list[Request] = field(default_factory=list)
     away: dict[str, float] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class Flaky:
 
     def fault(self, method: str, path: str) -> str | None:
         """Return what this request meets, None for nothing."""
-        if self.gone is not None:
+        if self.gone is not None and self.gone_where(path):
             return self.gone
         with self.lock:
             found = self._drawn(method, path)

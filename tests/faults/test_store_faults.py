@@ -107,7 +107,7 @@ def test_an_object_that_stays_away_though_it_is_listed_is_no_missing_one(
     for act in (storage.read, storage.stat_object, storage.exists):
         flaky.log.clear()
         with pytest.raises(
-            StorageError, match="x/a.wav: is listed, but cannot be read: "
+            StorageError, match=r"x/a.wav: is listed, but cannot be read: "
         ) as caught:
             act(f"{s3.uri}/x/a.wav")
         assert not isinstance(caught.value, NotFoundError)
@@ -182,7 +182,7 @@ def test_a_lease_that_cannot_be_renewed_ends_the_run_as_a_fault_of_the_store(
     with lease.hold(f"{s3.uri}/out", "bioembed run") as lost:
         flaky.gone = "bucket"
         assert lost.wait(20)
-        with pytest.raises(StorageError, match="the lease could not be renewed for 1 s .*bucket"):
+        with pytest.raises(StorageError, match=r"the lease could not be renewed for 1 s .*bucket"):
             lost.check()
     # Nobody could delete it; it has expired, so the next run has it.
     flaky.gone = None
