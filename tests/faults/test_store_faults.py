@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
-from bioembed_ray import lease, storage, stores
+from bioembed_ray import lease, run, storage, stores
 from bioembed_ray.config import StorageConfig, StoreConfig
 from bioembed_ray.errors import NoBucketError, NotFoundError, StorageError
+from tests import tiny
+from tests.commands import embed, tiny_encoder, without_ray
 from tests.flaky import KINDS, Flaky
 from tests.unit.test_storage import ODD_KEYS
 
@@ -189,3 +196,31 @@ def test_a_lease_that_cannot_be_renewed_ends_the_run_as_a_fault_of_the_store(
     assert s3.listing() == ["out/lease.json"]
     with lease.hold(f"{s3.uri}/out", "bioembed run"):
         pass
+
+
+def test_a_shard_is_not_read_to_its_end_from_a_store_that_is_gone(
+    s3: Any, flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = without_ray(monkeypatch)
+    sink = io.BytesIO()
+    soundfile.write(sink, np.zeros(1600), 16_000, format="WAV")
+    for number in range(60):
+        s3.put(f"in/{number:02d}.wav", sink.getvalue())
+    whole_stream = run.stream.run_stream
+
+    def gone(*arguments: Any) -> Iterator[Any]:
+        flaky.gone, flaky.gone_where = "refused", lambda path: "/in/" in path
+        flaky.log.clear()
+        yield from whole_stream(*arguments)
+
+    monkeypatch.setattr(run.stream, "run_stream", gone)
+    encoders = {"energy": tiny_encoder(tiny.torchscript(tmp_path / "energy.pt"))}
+    storage_options = {"input": {"retries": 1, "retry_s": 5}}
+    result = embed(f"{s3.uri}/in", f"{s3.uri}/out", encoders, storage=storage_options)
+    assert (result.exit_code, counts["parts"]) == (1, 0)
+    # Two requests each of about eight recordings, four at a time, of sixty.
+    assert sum("/in/" in one.path for one in flaky.log) <= 2 * 12
+    # Each recording is named with what befell it, and none is held for damaged.
+    lines = result.tally.transient
+    assert len(lines) == 60 and all("storage: " in line for line in lines)
+    assert sum("not read after" in line for line in lines) >= 48

@@ -13,7 +13,7 @@ import soundfile
 
 from bioembed_ray import storage, stores
 from bioembed_ray.config import StorageConfig, StoreConfig, mask_secrets
-from bioembed_ray.errors import ConfigError, StorageError
+from bioembed_ray.errors import ConfigError, DeniedError, StorageError
 from bioembed_ray.job_file import load_job, parse_job
 from tests import tiny
 from tests.commands import bioembed, complaint, embed, tiny_encoder, without_ray
@@ -73,6 +73,39 @@ def test_a_public_bucket_is_read_without_a_signature(s3: Any, flaky: Flaky) -> N
         assert storage.exists(f"{s3.uri}/in/b")
         assert len(flaky.log) == 3
         assert all((header(one, "authorization") is None) == is_anonymous for one in flaky.log)
+
+
+def test_keys_of_an_aws_profile_sign_where_the_environment_has_none(
+    s3: Any, flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3.put("in/a", b"1")
+    path = tmp_path / "credentials"
+    path.write_text(
+        "[default]\naws_access_key_id = AKIDDEFAULT\naws_secret_access_key = x\n"
+        "[lab]\naws_access_key_id = AKIDLAB\naws_secret_access_key = y\naws_session_token = z\n"
+        "[empty]\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def signed_by() -> tuple[str, str | None]:
+        flaky.log.clear()
+        assert storage.read(uri) == b"1"
+        [one] = flaky.log
+        text = (header(one, "authorization") or "").partition("Credential=")[2]
+        return text.partition("/")[0], header(one, "x-amz-security-token")
+
+    assert signed_by() == ("test", None)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert signed_by() == ("AKIDDEFAULT", None)
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert signed_by() == ("AKIDLAB", "z")
+    for profile in ("empty", "nobody"):
+        monkeypatch.setenv("AWS_PROFILE", profile)
+        with pytest.raises(DeniedError, match=f"AWS_PROFILE={profile}: "):
+            storage.read(uri)
 
 
 def test_a_request_takes_no_longer_and_is_sent_no_more_often_than_the_options_say(
