@@ -79,6 +79,11 @@ def write_job_file(config: InputConfig, output: str, encoders: tuple[str, ...]) 
         "",
         f"output: {_quoted(output)}",
         "",
+        "# Object stores other than the cloud's own, public ones and slow ones; credentials never stand here.",
+        "# storage:",
+        "#   input:  {requester_pays: true}   # or anonymous: true, region: us-west-2",
+        '#   output: {endpoint: "http://minio.lab:9000", timeout_s: 120, retries: 5, retry_s: 60}',
+        "",
         "# Each encoder's weights are `pretrained`; a path to a checkpoint, or `random` for a dry run.",
         "encoders:",
     ]
