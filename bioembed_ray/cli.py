@@ -134,9 +134,11 @@ def _run(loaded: Job, goal: Goal) -> None:
         )
     if result.exit_code:
         first = result.tally.transient[0] if result.tally.transient else "see failures/"
-        raise BioembedError(
-            f"{len(result.tally.uncommitted)} shards stay uncommitted ({first}); run again to finish them"
-        )
+        n_shards, n_waiting = len(result.tally.uncommitted), len(result.tally.waiting)
+        what = f"{n_shards} shards stay uncommitted"
+        if not n_shards and n_waiting:
+            what = f"{n_waiting} recordings could not be read yet"
+        raise BioembedError(f"{what} ({first}); run again to finish them")
 
 
 for command in (*READING, *RESULTS, *REPORTING, search):

@@ -36,6 +36,7 @@ def load(
     encoders: str | None = None,
 ) -> Job:
     """Return the job that a file and options describe, its paths absolute."""
+    from bioembed_ray import stores
     from bioembed_ray.storage import absolute
 
     if job is None and output is None and not any(o.startswith("output=") for o in overrides):
@@ -46,6 +47,7 @@ def load(
     loaded = load_job(job, tuple(overrides), **direct)
     where = loaded.input.uri
     paths = absolute(where) if isinstance(where, str) else tuple(absolute(path) for path in where)
+    stores.announce(loaded.storage, absolute(loaded.output))
     return loaded.model_copy(
         update={
             "output": absolute(loaded.output),
@@ -80,6 +82,6 @@ def output_of(job: str | None, output: str | None, overrides: Sequence[str]) -> 
     """Return the output that a command reads."""
     from bioembed_ray.storage import absolute
 
-    if output:
+    if output and job is None:
         return absolute(output)
-    return load(job, overrides).output
+    return load(job, overrides, output=output).output

@@ -1,4 +1,4 @@
-"""The Ray cluster: joining it, small tasks spread over it, and how many actors fit on it."""
+"""The Ray cluster: joining it, what it has, small tasks spread over it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from bioembed_ray.config import Job, PoolConfig
 from bioembed_ray.containers import members
-from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import BioembedError, ConfigError, Reason, RecordingError, StorageError
 from bioembed_ray.inputs import Container, Recording
 from bioembed_ray.inventory import Probed
 from bioembed_ray.probe import probe
+from bioembed_ray.stores import OPTIONS_VARIABLE, announced
 
 PROBE_BATCH = 32
 
 
-# A decoding task waits for the disk more than it computes; so several share a core on small machines.
-DECODE_CPUS = 0.2
 # How long a cluster's head may take to accept a connection.
 ANSWER_S = 10.0
 # A busy machine may need more than the half minute that Ray grants itself.
@@ -35,7 +31,8 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local one.
 
     Raises:
-        ConfigError: the cluster cannot be reached.
+        ConfigError: the cluster cannot be reached, or workers of a Ray that runs in this process
+            already would not hear of the job's storage options.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -45,6 +42,7 @@ def connect() -> None:
     import ray
 
     if ray.is_initialized():
+        _check_told()
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -73,6 +71,8 @@ def _start(address: str | None) -> None:
                     include_dashboard=None if address else False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    # Only where there are any: workers with an environment of their own start later.
+                    runtime_env={"env_vars": announced()} if announced() else None,
                 )
             return
         # Ray gives its processes 30 s to start, and raises this very class when they take longer.
@@ -85,6 +85,17 @@ def _start(address: str | None) -> None:
                 raise BioembedError(
                     f"Ray did not start in {STARTS} attempts ({text}); this machine is busy: run again later"
                 ) from error
+
+
+def _check_told() -> None:
+    import ray
+
+    told: dict[str, str] = ray.get_runtime_context().runtime_env.get("env_vars") or {}
+    if told.get(OPTIONS_VARIABLE) != announced().get(OPTIONS_VARIABLE):
+        raise ConfigError(
+            "storage: Ray runs in this process already, and its workers do not know these options; "
+            "call ray.shutdown() first"
+        )
 
 
 def check_address(address: str) -> None:
@@ -207,79 +218,6 @@ def _list_batch(containers: Sequence[Container]) -> list[Any]:
         except BioembedError as error:
             found.append(error)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class PoolPlan:
-    """A pool with everything settled.
-
-    Attributes:
-        name: Name in the job file.
-        encoders: What its actors hold.
-        n_actors: How many actors.
-        gpus: GPUs per actor.
-        cpus: CPU cores per actor.
-        threads: Compute threads per actor.
-    """
-
-    name: str
-    encoders: tuple[PlannedEncoder, ...]
-    n_actors: int
-    gpus: float
-    cpus: float
-    threads: int
-
-
-def plan_pools(
-    job: Job, encoders: Sequence[PlannedEncoder], resources: dict[str, float], n_shards: int
-) -> list[PoolPlan]:
-    """Settle how many actors each pool has, from what the cluster has.
-
-    Checked before the stream starts: a pool that does not fit would wait in silence for ever.
-
-    Raises:
-        ConfigError: the pools need more than there is.
-    """
-    used = [name for name in job.pools if any(e.config.pool == name for e in encoders)]
-    total_gpus, total_cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
-    pools = []
-    for name in used:
-        config = job.pools[name]
-        held = tuple(encoder for encoder in encoders if encoder.config.pool == name)
-        gpus = config.gpus if config.gpus is not None else (1.0 if total_gpus else 0.0)
-        cpus = config.cpus if config.cpus is not None else (1.0 if gpus else 1.0 - DECODE_CPUS)
-        if config.actors != "auto":
-            n_actors = config.actors
-        else:
-            n_actors = _auto_actors(held, config, gpus, len(used), resources)
-        n_actors = max(1, min(n_actors, n_shards))
-        pools.append(PoolPlan(name, held, n_actors, gpus, cpus, config.threads))
-    for kind, have in (("gpus", total_gpus), ("cpus", total_cpus)):
-        need = sum(getattr(pool, kind) * pool.n_actors for pool in pools)
-        spare = DECODE_CPUS if kind == "cpus" else 0.0
-        if need + spare > have + 1e-6:
-            names = ", ".join(f"{p.name}: {p.n_actors} × {getattr(p, kind):g}" for p in pools)
-            raise ConfigError(
-                f"pools ({names} {kind}) need {need + spare:g} {kind}, the cluster has {have:g}; lower "
-                f"pools.*.actors or pools.*.{kind}, or add nodes"
-            )
-    return pools
-
-
-def _auto_actors(
-    held: tuple[PlannedEncoder, ...],
-    config: PoolConfig,
-    gpus: float,
-    n_pools: int,
-    resources: dict[str, float],
-) -> int:
-    if gpus:
-        return max(1, int(resources.get("GPU", 0.0) / gpus / n_pools))
-    by_cores = max(1, int(resources.get("CPU", 1.0) / config.threads / n_pools))
-    # Imports take about 1 GB, a base-sized model 0.4 GB, a shard's waveforms 0.5 GB.
-    each = (1.5 + 0.4 * len(held)) * 2**30
-    by_memory = max(1, int(resources.get("memory", 4 * each) * 0.8 / each / n_pools))
-    return min(by_cores, by_memory)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -22,6 +22,7 @@ from bioembed_ray.encoder_config import (
     TrainingConfig,
     Weights,
 )
+from bioembed_ray.store_config import StorageConfig, StoreConfig
 
 __all__ = [
     "DEFAULT_MODELS",
@@ -33,6 +34,8 @@ __all__ = [
     "PoolConfig",
     "Pretrained",
     "RandomWeights",
+    "StorageConfig",
+    "StoreConfig",
     "TrainingConfig",
     "Weights",
     "exact",
@@ -105,7 +108,7 @@ class PoolConfig(Settings):
     """One pool of actors; each holds every encoder of the pool."""
 
     actors: int | Literal["auto"] = "auto"
-    """How many; `auto` is one per GPU, or one per CPU core where there is no GPU."""
+    """How many; `auto` is one per GPU, or one per CPU core where there is no GPU, and grows with the cluster."""
     gpus: float | None = Field(default=None, ge=0)
     """GPUs per actor; null is 1 where the cluster has any, else 0."""
     cpus: float | None = Field(default=None, gt=0)
@@ -127,6 +130,8 @@ class Job(Settings):
     """What to read."""
     output: str = Field(min_length=1)
     """Folder or bucket prefix that receives the tables."""
+    storage: StorageConfig = StorageConfig()
+    """The object stores of input and output: where they are, who pays, how patient to be."""
     encoders: dict[str, EncoderConfig]
     """Name -> encoder; the six known names bring their model along."""
     codebooks: dict[str, CodebookConfig] = Field(default={})
@@ -187,6 +192,9 @@ class Job(Settings):
                 raise ValueError(
                     f"codebooks.{name}.encoder: got {codebook.encoder!r}; use one of {', '.join(titles)}"
                 )
+        read = self.input.uri if isinstance(self.input.uri, tuple) else (self.input.uri,)
+        manifest = () if self.input.manifest is None else (self.input.manifest,)
+        self.storage.check((*read, *manifest), self.output)
         return self
 
 
@@ -207,6 +215,8 @@ def exact(seconds: float) -> Fraction:
 def mask_secrets(text: str) -> str:
     """Return text without credentials that may ride in URIs or come from the environment."""
     text = re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
+    # Azure's shared access signatures ride in the query.
+    text = re.sub(r"([?&]sig=)[^&\s]+", r"\1***", text)
     for name, value in os.environ.items():
         if len(value) >= 8 and re.search(r"SECRET|TOKEN|PASSWORD|_KEY$", name):
             text = text.replace(value, "***")

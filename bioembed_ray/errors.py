@@ -9,6 +9,7 @@
     ├── LockedError               exit 4   another run holds the output
     ├── StorageError              exit 1   the store said no, or nothing at all
     │   ├── NotFoundError
+    │   ├── NoBucketError                  not even the bucket: nothing is said of its objects
     │   ├── DeniedError
     │   └── ChangedError                   the object is no longer the one that was listed
     ├── BrokenOutput              exit 1   `verify` found rows that should not be
@@ -100,7 +101,11 @@ class StorageError(BioembedError):
 
 
 class NotFoundError(StorageError):
-    """No such object, bucket or folder."""
+    """No such object or folder."""
+
+
+class NoBucketError(StorageError):
+    """No such bucket: whether an object exists is not known, so it is no `NotFoundError`."""
 
 
 class DeniedError(StorageError):

@@ -22,6 +22,7 @@ from bioembed_ray.segments import (
     span_stamp,
 )
 from bioembed_ray.storage import ABSENT
+from bioembed_ray.store_watch import StoreWatch
 from bioembed_ray.versions import READER_VERSION
 
 FOOTER_THREADS = 32
@@ -113,7 +114,12 @@ def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Chang
 
 
 def probe_new(ledger: Ledger, recordings: dict[str, Recording], probe: Probe) -> None:
-    """Read the header of every recording that has none, or that an older reader refused."""
+    """Read the header of every recording that has none, or that an older reader refused.
+
+    Raises:
+        StorageError: the store of the recordings is out of reach.
+    """
+    watch = StoreWatch()
     known = ledger.known
     again = {f.recording for f in ledger.unopened() if _is_worth_another_look(f)}
     names = sorted(again.union(known.absent(list(recordings))))
@@ -121,6 +127,8 @@ def probe_new(ledger: Ledger, recordings: dict[str, Recording], probe: Probe) ->
     answered = set()
     for result in probe(todo) if todo else []:
         failure = None
+        is_unread = result.reason is Reason.STORAGE
+        watch.note(recordings[result.name].source.uri if is_unread else None)
         if result.reason is not None:
             failure = Failure(result.name, result.reason, result.detail)
         known[result.name] = Known(recordings[result.name], result.header, result.metadata, failure)

@@ -16,6 +16,8 @@ from bioembed_ray.config import (
     InputConfig,
     Job,
     PoolConfig,
+    StorageConfig,
+    StoreConfig,
 )
 from bioembed_ray.errors import ConfigError
 
@@ -195,6 +197,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         "encoders": EncoderConfig,
         "codebooks": CodebookConfig,
         "pools": PoolConfig,
+        "storage": StorageConfig if len(location) == 2 else StoreConfig,
     }
     table = tables.get(str(location[0]), Job) if len(location) > 1 else Job
     return list(table.model_fields)

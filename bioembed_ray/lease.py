@@ -14,19 +14,53 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bioembed_ray import storage
-from bioembed_ray.errors import LockedError, NotFoundError, StorageError
+from bioembed_ray.errors import BioembedError, LockedError, NotFoundError, StorageError
 
 LEASE_KEY = "lease.json"
 BEAT_S = 10.0
 EXPIRY_S = 60.0
 
 
+class Lost(threading.Event):
+    """Set when a lease was lost.
+
+    Attributes:
+        error: What to end with; what it says is right from the moment the event is set.
+    """
+
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self._output = output
+        self.error: BioembedError = LockedError(
+            f"{output}: another run took the output over; stopping"
+        )
+
+    def out_of_reach(self, error: StorageError) -> None:
+        """Set, because the store says nothing of the lease any more."""
+        self.error = StorageError(
+            f"{self._output}: the lease could not be renewed for {EXPIRY_S:.0f} s ({error}); stopping, "
+            "what is committed stays, run again to go on"
+        )
+        self.set()
+
+    def check(self) -> None:
+        """Raise where the lease was lost.
+
+        Raises:
+            LockedError: another run has it.
+            StorageError: the store was out of reach for too long.
+        """
+        if self.is_set():
+            raise self.error
+
+
 @contextlib.contextmanager
-def hold(output: str, command: str) -> Iterator[threading.Event]:
+def hold(output: str, command: str) -> Iterator[Lost]:
     """Hold the output's lease; yields an event that is set when it was lost.
 
     Raises:
@@ -45,7 +79,7 @@ def hold(output: str, command: str) -> Iterator[threading.Event]:
         "beat": time.time(),
     }
     _take(uri, mine)
-    lost, stop = threading.Event(), threading.Event()
+    lost, stop = Lost(output), threading.Event()
     beating = threading.Thread(target=_beat, args=(uri, mine, stop, lost), daemon=True)
     beating.start()
     try:
@@ -82,8 +116,8 @@ def _take(uri: str, mine: dict[str, Any]) -> None:
             age = max(0, round(time.time() - found.get("beat", 0)))
             raise LockedError(
                 f"{uri.removesuffix('/' + LEASE_KEY)}: another run holds it ({found.get('command')}, pid "
-                f"{found.get('pid')} on {found.get('host')}, alive {age} s ago); wait for it to end, or "
-                f"{EXPIRY_S:.0f} s after its death"
+                f"{found.get('pid')} on {found.get('host')}, since {_moment(found.get('taken', 0))}, "
+                f"alive {age} s ago); wait for it to end, or {EXPIRY_S:.0f} s after its death"
             )
         # Of several that see a dead lease, the one whose write meets the same stamp has it.
         if storage.replace(uri, body, stamp):
@@ -93,7 +127,7 @@ def _take(uri: str, mine: dict[str, Any]) -> None:
     raise LockedError(f"{uri}: another run is taking the output over; try again")
 
 
-def _beat(uri: str, mine: dict[str, Any], stop: threading.Event, lost: threading.Event) -> None:
+def _beat(uri: str, mine: dict[str, Any], stop: threading.Event, lost: Lost) -> None:
     alive = time.monotonic()
     while not stop.wait(BEAT_S):
         try:
@@ -107,10 +141,10 @@ def _beat(uri: str, mine: dict[str, Any], stop: threading.Event, lost: threading
         except NotFoundError:
             lost.set()
             return
-        except StorageError:
+        except StorageError as error:
             # A store that hiccups is not a lost lease, until others may believe us dead.
             if time.monotonic() - alive > EXPIRY_S:
-                lost.set()
+                lost.out_of_reach(error)
                 return
 
 
@@ -120,6 +154,10 @@ def _read(uri: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _is_over(found: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from bioembed_ray.config import DEFAULT_MODELS, InputConfig
 from bioembed_ray.errors import (
     ConfigError,
     InputError,
+    NoBucketError,
     NotFoundError,
     RecordingError,
     StorageError,
@@ -36,7 +37,7 @@ def write_job_file(config: InputConfig, output: str, encoders: tuple[str, ...]) 
         raise ConfigError(f"--encoders: got {unknown[0]!r}; init knows {known}")
     try:
         listing = list_input(config)
-    except NotFoundError as error:
+    except (NotFoundError, NoBucketError) as error:
         raise InputError(f"--input: {error}") from error
     recordings = listing.recordings
     step = max(1, math.ceil(len(recordings) / LOOKED_AT))
@@ -77,6 +78,11 @@ def write_job_file(config: InputConfig, output: str, encoders: tuple[str, ...]) 
         f"  time_expansion: {expansion}",
         "",
         f"output: {_quoted(output)}",
+        "",
+        "# Object stores other than the cloud's own, public ones and slow ones; credentials never stand here.",
+        "# storage:",
+        "#   input:  {requester_pays: true}   # or anonymous: true, region: us-west-2",
+        '#   output: {endpoint: "http://minio.lab:9000", timeout_s: 120, retries: 5, retry_s: 60}',
         "",
         "# Each encoder's weights are `pretrained`; a path to a checkpoint, or `random` for a dry run.",
         "encoders:",

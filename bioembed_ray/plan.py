@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from bioembed_ray import ledger_file, parts, storage
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
-from bioembed_ray.errors import ConfigError, InputError, NotFoundError
+from bioembed_ray.errors import ConfigError, InputError, NoBucketError, NotFoundError
 from bioembed_ray.inputs import Listing, list_input
 from bioembed_ray.inventory import (
     Changes,
@@ -113,7 +113,7 @@ def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
     encoders = tuple(plan_encoder(name, job) for name in job.encoders)
     try:
         listing = list_input(job.input)
-    except NotFoundError as error:
+    except (NotFoundError, NoBucketError) as error:
         raise InputError(f"input: {error}") from error
     listing = _without_output(listing, job.output)
     found = ledger_file.load(job.output)

@@ -7,60 +7,30 @@ them, and a listing that meets one ends with an error that names it.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
-from datetime import timedelta
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bioembed_ray.persist import Patience, again, is_broken, is_spurious, names_no_bucket
+from bioembed_ray.stores import open_store
+from bioembed_ray.uris import split_uri
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from obstore.store import ObjectStore
 
-# One flaky minute of a store should not cost a shard; an unreachable endpoint should not cost an hour.
-RETRIES: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-# obstore's 30 s for a whole request is short for a part of 100 MB on a busy link.
-REQUEST_TIMEOUT = timedelta(seconds=120)
 # Up to here one request writes an object, so a kill leaves no half upload that is paid for.
 SINGLE_PUT_BYTES = 1 << 30
 FILE_PUT_BYTES = 1 << 26
 PAGE = 1000
-# AWS_ENDPOINT_URL is what boto3 and the AWS CLI read; obstore knows AWS_ENDPOINT too.
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 # (key below the prefix, whole key, size in bytes, stamp)
 Found = tuple[str, str, int, str]
+T = TypeVar("T")
 
 
-@lru_cache(maxsize=64)
-def _open(scheme: str, bucket: str, endpoint: str, has_region: bool) -> ObjectStore:
-    from obstore.store import AzureStore, GCSStore, S3Store
-
-    # Plain http is for stores on the own network; the endpoint variable says so.
-    client: Any = {"timeout": REQUEST_TIMEOUT}
-    options: Any = {"retry_config": RETRIES, "client_options": client}
-    if scheme == "gs":
-        return GCSStore(bucket, **options)
-    if scheme == "az":
-        return AzureStore(bucket, **options)
-    client["allow_http"] = endpoint.startswith("http://")
-    if endpoint:
-        options["endpoint"] = endpoint
-    if not has_region:
-        options["region"] = "us-east-1"
-    return S3Store(bucket, **options)
-
-
-def store_of(scheme: str, bucket: str) -> ObjectStore:
-    """Return the store of a bucket, as the environment describes it at this moment."""
-    endpoint = next((os.environ[v] for v in ENDPOINT_VARIABLES if os.environ.get(v)), "")
-    has_region = "AWS_REGION" in os.environ or "AWS_DEFAULT_REGION" in os.environ
-    return _open(scheme, bucket, endpoint, has_region)
-
-
-def filesystem(scheme: str) -> AbstractFileSystem:
-    """Return a store as a file system for Arrow, its paths `bucket/key`."""
+def filesystem(uri: str) -> AbstractFileSystem:
+    """Return the store of a URI as a file system for Arrow, its paths `bucket/key`."""
     from obstore.fsspec import FsspecStore
 
     class OneStore(FsspecStore):  # type: ignore[misc]
@@ -69,8 +39,10 @@ def filesystem(scheme: str) -> AbstractFileSystem:
         cachable = False
 
         def _construct_store(self, bucket: str) -> ObjectStore:
-            return store_of(scheme, bucket)
+            is_same = bucket == split_uri(uri)[1]
+            return open_store(uri if is_same else f"{scheme}://{bucket}")[0]
 
+    scheme = split_uri(uri)[0]
     return OneStore(scheme)
 
 
@@ -84,27 +56,89 @@ def stamp_of(meta: Any) -> str:
 
 def walk(store: ObjectStore, key: str, depth: int | None = None) -> Iterator[Found]:
     """Yield every object below a prefix, or the one object of that key; nothing where none stands."""
-    import obstore
-
     prefix = key if key.endswith("/") or not key else key + "/"
     is_found = False
-    for page in obstore.list(store, prefix or None, chunk_size=PAGE):
-        for meta in page:
-            is_found = True
-            below = meta["path"][len(prefix) :]
-            # Empty: the marker that a console makes for the folder itself.
-            if below and (depth is None or below.count("/") < depth):
-                yield below, meta["path"], int(meta["size"]), stamp_of(meta)
+    for meta in _listed(store, prefix):
+        is_found = True
+        below = meta["path"][len(prefix) :]
+        # Empty: the marker that a console makes for the folder itself.
+        if below and (depth is None or below.count("/") < depth):
+            yield below, meta["path"], int(meta["size"]), stamp_of(meta)
     if not is_found and key and not key.endswith("/"):
         with contextlib.suppress(FileNotFoundError):
             yield key.rsplit("/", 1)[-1], key, *stat_key(store, key)
+
+
+def _listed(store: ObjectStore, prefix: str, after: str | None = None) -> Iterator[Any]:
+    """Yield what a store lists below a prefix, in name order; a page that fails is asked for again."""
+    import obstore
+
+    patience = Patience(store)
+    while True:
+        try:
+            for page in obstore.list(store, prefix or None, offset=after, chunk_size=PAGE):
+                for meta in page:
+                    after = meta["path"]
+                    yield meta
+                # Only a store that fails and fails again at the same place is given up.
+                patience = Patience(store)
+            return
+        except obstore.exceptions.BaseError as error:
+            if not (is_broken(error) or is_spurious(error)) or not patience.wait():
+                raise
+
+
+def _is_listed(store: ObjectStore, key: str) -> bool:
+    """Return True where a listing has an object; False also where listing is not allowed."""
+    from obstore import exceptions as obs
+
+    folder = key[: key.rfind("/") + 1]
+    try:
+        # The key less its last character comes shortly before it, so one page holds it.
+        for meta in _listed(store, folder, key[:-1]):
+            if meta["path"] >= key:
+                return bool(meta["path"] == key)
+    except (obs.PermissionDeniedError, obs.UnauthenticatedError):
+        return False
+    except obs.BaseError as error:
+        if "403 Forbidden" not in str(error):
+            raise
+    return False
+
+
+def _sure(store: ObjectStore, key: str, call: Callable[[], T]) -> T:
+    """Return what a read returns; a 404 is believed only where a listing lacks the object, too.
+
+    Stores are consistent today, but gateways and caches before them are not, and an object that
+    seems not to be there is a recording lost, or a `current.json` begun anew.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        OSError: it is listed, and stays unreadable.
+    """
+    is_there = False
+
+    def is_passing(error: Exception) -> bool:
+        nonlocal is_there
+        if not isinstance(error, FileNotFoundError):
+            return False
+        # An answer to HEAD has no text, so that the listing says that the bucket is missing.
+        is_there = not names_no_bucket(str(error)) and _is_listed(store, key)
+        return is_there
+
+    try:
+        return again(store, call, is_passing)
+    except FileNotFoundError as error:
+        if not is_there:
+            raise
+        raise OSError("is listed, but cannot be read: the store answers 404") from error
 
 
 def stat_key(store: ObjectStore, key: str) -> tuple[int, str]:
     """Return (size in bytes, stamp) of an object."""
     import obstore
 
-    meta = obstore.head(store, key)
+    meta = _sure(store, key, lambda: obstore.head(store, key))
     return int(meta["size"]), stamp_of(meta)
 
 
@@ -112,9 +146,12 @@ def read_range(store: ObjectStore, key: str, start: int, stop: int) -> tuple[byt
     """Return bytes [start, stop), fewer where the object ends, and the stamp of what was read."""
     import obstore
 
-    try:
+    def get() -> tuple[bytes, str]:
         result = obstore.get(store, key, options={"range": (start, stop)})
         return bytes(result.bytes()), stamp_of(result.meta)
+
+    try:
+        return _sure(store, key, get)
     except obstore.exceptions.BaseError as error:
         # Stores answer 416 where the range starts at or behind the end.
         if "416" not in str(error):
@@ -129,14 +166,14 @@ def read(store: ObjectStore, key: str) -> bytes:
     """Return a whole object."""
     import obstore
 
-    return bytes(obstore.get(store, key).bytes())
+    return _sure(store, key, lambda: bytes(obstore.get(store, key).bytes()))
 
 
 def delete(store: ObjectStore, key: str) -> None:
     """Delete an object; stores do not mind one that is not there."""
     import obstore
 
-    obstore.delete(store, key)
+    again(store, lambda: obstore.delete(store, key), is_broken)
 
 
 def put(store: ObjectStore, key: str, body: bytes) -> None:
@@ -159,9 +196,9 @@ def create(store: ObjectStore, key: str, body: bytes) -> bool:
     import obstore
 
     try:
-        obstore.put(store, key, body, mode="create")
+        again(store, lambda: obstore.put(store, key, body, mode="create"), is_broken)
     except obstore.exceptions.AlreadyExistsError:
-        return False
+        return _holds(store, key, body)
     return True
 
 
@@ -170,13 +207,28 @@ def replace(store: ObjectStore, key: str, body: bytes, stamp: str) -> bool:
     import obstore
     from obstore import exceptions as obs
 
-    try:
-        meta = obstore.head(store, key)
+    def overwrite() -> bool:
+        meta = _sure(store, key, lambda: obstore.head(store, key))
         if stamp_of(meta) != stamp:
-            return False
+            return _holds(store, key, body)
         # Google compares the generation, the others the etag; each in the store's own spelling.
         seen: Any = {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
         obstore.put(store, key, body, mode=seen)
-    except (obs.PreconditionError, obs.AlreadyExistsError, FileNotFoundError):
+        return True
+
+    try:
+        return again(store, overwrite, is_broken)
+    except FileNotFoundError as error:
+        if names_no_bucket(str(error)):
+            raise
         return False
-    return True
+    except (obs.PreconditionError, obs.AlreadyExistsError):
+        return _holds(store, key, body)
+
+
+def _holds(store: ObjectStore, key: str, body: bytes) -> bool:
+    """Return True where a refused write had come through, and only its answer was lost."""
+    try:
+        return read(store, key) == body
+    except FileNotFoundError:
+        return False

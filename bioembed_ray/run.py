@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bioembed_ray import cluster, current, lease, ledger_file, signals, storage, stream, summary
+from bioembed_ray import (
+    cluster,
+    current,
+    lease,
+    ledger_file,
+    signals,
+    storage,
+    stores,
+    stream,
+    summary,
+)
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_archive
 from bioembed_ray.codebooks.fit import fit_codebook
 from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
-from bioembed_ray.errors import LockedError, StorageError, WeightsError
+from bioembed_ray.errors import Reason, StorageError, WeightsError
 from bioembed_ray.plan import Plan, Work, audio_seconds, list_again, make_plan, work_seconds
+from bioembed_ray.pools import plan_pools
 from bioembed_ray.progress import Progress
+from bioembed_ray.store_watch import StoreWatch
 from bioembed_ray.summary import Tally
 from bioembed_ray.versions import plan_encoder
 from bioembed_ray.vqvae.wanted import missing_models
 from bioembed_ray.vqvae_training import train_model
+from bioembed_ray.work import Receipt
 
 Goal = Literal["all", "embeddings", "models", "codebooks", "tokens"]
 
@@ -61,6 +73,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         ConfigError, InputError, WeightsError: the caller can put it right.
         StorageError: the output cannot be written.
     """
+    stores.announce(job.storage, job.output)
     storage.check_writable(job.output)
     with signals.stopping(), lease.hold(job.output, "bioembed run") as lost:
         plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
@@ -79,7 +92,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         _narrow(plan, goal)
         if plan.todo:
             _work(plan, plan.todo, tally, lost, say)
-            _check_lease(job, lost)
+            lost.check()
             ledger_file.save(job.output, plan.ledger)
         return _finish(plan, tally, job.codebooks if goal in {"embeddings", "models"} else ())
 
@@ -97,7 +110,7 @@ def _narrow(plan: Plan, goal: Goal) -> None:
 
 
 def _models(
-    plan: Plan, tally: Tally, lost: threading.Event, say: Callable[[str], None], goal: Goal
+    plan: Plan, tally: Tally, lost: lease.Lost, say: Callable[[str], None], goal: Goal
 ) -> None:
     """Train the VQ-VAEs that are missing on patches of some shards; then plan the rest with them."""
     job = plan.job
@@ -115,7 +128,7 @@ def _models(
             say(f"{name}: making patches of {len(todo)} shards to train on")
             _work(plan, todo, tally, lost, say, (one.patches,))
             ledger_file.save(job.output, plan.ledger)
-        _check_lease(job, lost)
+        lost.check()
         found = plan.standing(one.source)
         sources = [found[shard] for shard in one.shards if shard in found]
         card = train_model(one.training, sources, one.groups)
@@ -130,7 +143,7 @@ def _models(
 def _codebooks(
     plan: Plan,
     tally: Tally,
-    lost: threading.Event,
+    lost: lease.Lost,
     say: Callable[[str], None],
     goal: Goal,
 ) -> None:
@@ -148,7 +161,7 @@ def _codebooks(
             _work(plan, todo, tally, lost, say)
             ledger_file.save(job.output, plan.ledger)
         for one in missing:
-            _check_lease(job, lost)
+            lost.check()
             found = plan.standing(one.source)
             sources = [found[shard] for shard in wanted.shards_of(plan, one) if shard in found]
             card = fit_codebook(one.fit, sources, one.groups(plan.ledger))
@@ -172,7 +185,7 @@ def _work(
     plan: Plan,
     todo_list: list[Work],
     tally: Tally,
-    lost: threading.Event,
+    lost: lease.Lost,
     say: Callable[[str], None],
     encoders: tuple[PlannedEncoder, ...] | None = None,
 ) -> None:
@@ -184,19 +197,21 @@ def _work(
     owed = {dataset for work in todo_list for dataset in work.datasets}
     # A model with nothing to do is not loaded.
     needed = [e for e in encoders or plan.encoders if owed & set(e.all_datasets)]
-    pools = cluster.plan_pools(job, needed, resources, len(todo_list))
+    pools = plan_pools(job, needed, resources, len(todo_list))
     for pool in pools:
         where = f"{pool.gpus:g} GPU" if pool.gpus else f"CPU, {pool.threads} thread(s)"
         names = ", ".join(encoder.name for encoder in pool.encoders)
         tally.gpus |= {encoder.name: pool.gpus for encoder in pool.encoders}
-        say(f"pool {pool.name}: {pool.n_actors} actor(s) on {where} with {names}")
+        grows = ", more as the cluster grows" if pool.most_actors > pool.n_actors else ""
+        say(f"pool {pool.name}: {pool.n_actors} actor(s){grows} on {where} with {names}")
     todo = {work.shard.id: work for work in todo_list}
     n_put_errors = 0
     started = time.monotonic()
     total_s = sum(audio_seconds(work) for work in todo_list)
+    watch = StoreWatch()
     with Progress(total_s, len(todo_list)) as progress:
         for receipt in stream.run_stream(job, pools, todo_list):
-            _check_lease(job, lost)
+            lost.check()
             if receipt.load_error is not None:
                 raise WeightsError(receipt.load_error)
             work = todo[receipt.shard]
@@ -209,23 +224,29 @@ def _work(
             progress.add(audio_seconds(work), n_failures + len(receipt.failures))
             n_put_errors = n_put_errors + 1 if receipt.put_error else 0
             if receipt.put_error and n_put_errors >= MAX_PUT_ERRORS:
-                is_saved = _try_save(plan)
-                hint = "" if is_saved else "; the ledger could not be saved either"
-                raise StorageError(f"{receipt.put_error}; what was put stays, run again{hint}")
+                raise _given_up(plan, receipt.put_error)
+            try:
+                watch.note(_unread(work, receipt))
+            except StorageError as error:
+                raise _given_up(plan, str(error)) from error
     tally.wall_s += time.monotonic() - started
 
 
-def _check_lease(job: Job, lost: threading.Event) -> None:
-    if lost.is_set():
-        raise LockedError(f"{job.output}: another run took the output over; stopping")
+def _unread(work: Work, receipt: Receipt) -> str | None:
+    """Return where the recording is that the store failed on, None where it did not."""
+    failed = {f.recording for f in receipt.failures if f.reason is Reason.STORAGE}
+    uris = (span.source.uri for span in work.shard.spans if span.recording in failed)
+    return next(uris, None)
 
 
-def _try_save(plan: Plan) -> bool:
+def _given_up(plan: Plan, why: str) -> StorageError:
+    """Return what to say of a store that is full, closed or gone, after saving the ledger if possible."""
+    hint = ""
     try:
         ledger_file.save(plan.job.output, plan.ledger)
     except StorageError:
-        return False
-    return True
+        hint = "; the ledger could not be saved either"
+    return StorageError(f"{why}; what was put stays, run again{hint}")
 
 
 def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:

@@ -27,7 +27,7 @@ from bioembed_ray.probe import probe
 from bioembed_ray.rows import Rows
 from bioembed_ray.search import Stretch, Vectors
 from bioembed_ray.segments import Shard, Span
-from bioembed_ray.work import decode_shard
+from bioembed_ray.shard_audio import decode_shard
 
 # Times on the command line have been rounded by people.
 SAME_TIME_S = 1e-6

@@ -2,9 +2,6 @@
 
 Local paths go through the operating system (`disk.py`), everything else through obstore
 (`remote.py`). A put is seen whole or not at all on both.
-
-Credentials come from the environment, by the names obstore knows: AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME …
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from bioembed_ray import disk, remote
 from bioembed_ray.disk import ABSENT, DANGLING
 from bioembed_ray.errors import ChangedError, InputError, NotFoundError, StorageError
 from bioembed_ray.store_errors import translated
+from bioembed_ray.stores import open_store
 from bioembed_ray.uris import absolute, is_local, join, local_uri, shown_uri, split_uri, text_of
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ def list_objects(uri: str, depth: int | None = None) -> Iterator[ObjectInfo]:
         depth: Most folders deep, 1 = only what lies right below; None = all.
 
     Raises:
-        NotFoundError: a local folder or a bucket that does not exist.
+        NotFoundError, NoBucketError: a local folder or a bucket that does not exist.
         DeniedError, StorageError: the store refused, or could not be reached.
     """
     scheme, bucket, key = split_uri(uri)
@@ -91,7 +89,8 @@ def list_objects(uri: str, depth: int | None = None) -> Iterator[ObjectInfo]:
                 yield ObjectInfo(text_of(name), local_uri(path), size, stamp)
         return
     with translated(uri):
-        for below, whole, size, stamp in remote.walk(remote.store_of(scheme, bucket), key, depth):
+        store, key = open_store(uri)
+        for below, whole, size, stamp in remote.walk(store, key, depth):
             yield ObjectInfo(below, f"{scheme}://{bucket}/{whole}", size, stamp)
 
 
@@ -102,12 +101,12 @@ def stat_object(uri: str) -> ObjectInfo:
         NotFoundError: it does not exist, or is a folder.
         DeniedError, StorageError: the store refused, or could not be reached.
     """
-    scheme, bucket, key = split_uri(uri)
+    scheme, _, key = split_uri(uri)
     with translated(uri):
         if not scheme:
             path = disk.absolute(key)
             return ObjectInfo(text_of(Path(path).name), local_uri(path), *disk.stat_file(path))
-        size, stamp = remote.stat_key(remote.store_of(scheme, bucket), key)
+        size, stamp = remote.stat_key(*open_store(uri))
         return ObjectInfo(key.rsplit("/", 1)[-1], uri, size, stamp)
 
 
@@ -144,15 +143,14 @@ def read_range(uri: str, start: int, stop: int, stamp: str | None = None) -> byt
         ChangedError: the object is no longer the one with this stamp.
         NotFoundError, DeniedError, StorageError: after retries.
     """
-    scheme, bucket, key = split_uri(uri)
+    scheme, _, key = split_uri(uri)
     if stop <= start:
         return b""
     with translated(uri):
         if not scheme:
             body, found = disk.read_range(disk.absolute(key), start, stop)
         else:
-            store = remote.store_of(scheme, bucket)
-            body, found = remote.read_range(store, key, start, stop)
+            body, found = remote.read_range(*open_store(uri), start, stop)
     if stamp is not None and stamp != found:
         raise ChangedError(f"{shown_uri(uri)}: replaced since it was listed")
     return body
@@ -164,11 +162,11 @@ def read(uri: str) -> bytes:
     Raises:
         NotFoundError, DeniedError, StorageError: after retries.
     """
-    scheme, bucket, key = split_uri(uri)
+    scheme, _, key = split_uri(uri)
     with translated(uri):
         if not scheme:
             return Path(disk.absolute(key)).read_bytes()
-        return remote.read(remote.store_of(scheme, bucket), key)
+        return remote.read(*open_store(uri))
 
 
 def arrow_paths(uris: list[str]) -> tuple[FileSystem, list[str]]:
@@ -182,7 +180,7 @@ def arrow_paths(uris: list[str]) -> tuple[FileSystem, list[str]]:
     scheme, _, _ = split_uri(uris[0])
     if not scheme:
         return fs.LocalFileSystem(), [disk.absolute(split_uri(uri)[2]) for uri in uris]
-    filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote.filesystem(scheme)))
+    filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote.filesystem(uris[0])))
     return filesystem, [uri.partition("://")[2] for uri in uris]
 
 
@@ -201,12 +199,12 @@ def put(uri: str, body: bytes) -> None:
     Raises:
         DeniedError, StorageError: no permission, disk full, unreachable.
     """
-    scheme, bucket, key = split_uri(uri)
+    scheme, _, key = split_uri(uri)
     with translated(uri):
         if not scheme:
             disk.put(disk.absolute(key), body)
         else:
-            remote.put(remote.store_of(scheme, bucket), key, body)
+            remote.put(*open_store(uri), body)
 
 
 @contextlib.contextmanager
@@ -219,13 +217,13 @@ def writing(uri: str) -> Iterator[Path]:
     Raises:
         DeniedError, StorageError: no permission, disk full, unreachable.
     """
-    scheme, bucket, key = split_uri(uri)
+    scheme, _, key = split_uri(uri)
     if scheme:
         with tempfile.TemporaryDirectory(prefix="bioembed") as folder:
             path = Path(folder) / "object"
             yield path
             with translated(uri):
-                remote.put_file(remote.store_of(scheme, bucket), key, path)
+                remote.put_file(*open_store(uri), path)
         return
     with translated(uri):
         path = disk.beside(disk.absolute(key))
@@ -244,12 +242,16 @@ def writing(uri: str) -> Iterator[Path]:
 
 
 def create(uri: str, body: bytes) -> bool:
-    """Write an object only where none stands; return whether this call made it."""
-    scheme, bucket, key = split_uri(uri)
+    """Write an object only where none stands; return whether this call made it.
+
+    Two callers that write the same bytes to a store may both hear that they did: an answer may be
+    lost, and then the bytes tell who wrote them.
+    """
+    scheme, _, key = split_uri(uri)
     with translated(uri):
         if not scheme:
             return disk.create(disk.absolute(key), body)
-        return remote.create(remote.store_of(scheme, bucket), key, body)
+        return remote.create(*open_store(uri), body)
 
 
 def replace(uri: str, body: bytes, stamp: str) -> bool:
@@ -257,22 +259,22 @@ def replace(uri: str, body: bytes, stamp: str) -> bool:
 
     On a local disk this holds among callers of this function (a lock on the folder).
     """
-    scheme, bucket, key = split_uri(uri)
+    scheme, _, key = split_uri(uri)
     with translated(uri):
         if not scheme:
             return disk.replace(disk.absolute(key), body, stamp)
-        return remote.replace(remote.store_of(scheme, bucket), key, body, stamp)
+        return remote.replace(*open_store(uri), body, stamp)
 
 
 def delete(uri: str) -> None:
     """Delete an object; one that is not there is fine."""
-    scheme, bucket, key = split_uri(uri)
+    scheme, _, key = split_uri(uri)
     try:
         with translated(uri):
             if not scheme:
                 Path(disk.absolute(key)).unlink()
             else:
-                remote.delete(remote.store_of(scheme, bucket), key)
+                remote.delete(*open_store(uri))
     except NotFoundError:
         return
 
@@ -282,7 +284,7 @@ def check_writable(uri: str) -> None:
 
     Raises:
         InputError: a file stands where the folder should be.
-        DeniedError, NotFoundError, StorageError: no permission, bucket missing, unreachable.
+        DeniedError, NoBucketError, StorageError: no permission, bucket missing, unreachable.
     """
     scheme, _, key = split_uri(uri)
     if not scheme and Path(disk.absolute(key)).is_file():

@@ -6,7 +6,14 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from bioembed_ray.errors import ChangedError, DeniedError, NotFoundError, StorageError
+from bioembed_ray.errors import (
+    ChangedError,
+    DeniedError,
+    NoBucketError,
+    NotFoundError,
+    StorageError,
+)
+from bioembed_ray.persist import names_no_bucket
 from bioembed_ray.uris import shown_uri
 
 
@@ -42,7 +49,7 @@ def translated(uri: str, *, name_the_file: bool = False) -> Iterator[None]:
     except (obs.PreconditionError, obs.NotModifiedError) as error:
         raise ChangedError(f"{shown}: replaced since it was listed") from error
     except obs.BaseError as error:
-        if "NoSuchBucket" in str(error):
+        if names_no_bucket(str(error)):
             raise _not_found(uri, str(error)) from error
         # A listing that is forbidden comes as a general error.
         if re.search("40[13] (Forbidden|Unauthorized)", str(error)) and not _is_lookup(str(error)):
@@ -52,9 +59,9 @@ def translated(uri: str, *, name_the_file: bool = False) -> Iterator[None]:
         raise StorageError(f"{shown}: {_plain(str(error))}") from error
 
 
-def _not_found(uri: str, text: str) -> NotFoundError:
-    if "NoSuchBucket" in text or "ContainerNotFound" in text:
-        return NotFoundError(f"{'/'.join(uri.split('/')[:3])}: no such bucket")
+def _not_found(uri: str, text: str) -> NotFoundError | NoBucketError:
+    if names_no_bucket(text):
+        return NoBucketError(f"{'/'.join(uri.split('/')[:3])}: no such bucket")
     return NotFoundError(f"{shown_uri(uri)}: not found")
 
 

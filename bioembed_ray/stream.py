@@ -17,14 +17,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from bioembed_ray.cluster import DECODE_CPUS, PoolPlan
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import BioembedError
 from bioembed_ray.plan import Work
+from bioembed_ray.pools import DECODE_CPUS, PoolPlan
+from bioembed_ray.shard_audio import decode_shard, transient
 from bioembed_ray.transport import flatten, unflatten
-from bioembed_ray.work import Receipt, decode_shard, encode_shard, transient
+from bioembed_ray.work import Receipt, encode_shard
 
 # A shard whose worker died this often is taken apart.
 MAX_ATTEMPTS = 3
@@ -60,7 +61,7 @@ def _find_killers(
             trial = replace(work, shard=replace(work.shard, spans=(span,)))
             places[trial.shard.id] = work.shard.id, number
             alone.append(trial)
-    small = [replace(pool, n_actors=1) for pool in pools]
+    small = [replace(pool, n_actors=1, most_actors=1) for pool in pools]
     killers: dict[str, list[int]] = {work.shard.id: [] for work in poisoned}
     # Twice: once may have been bad luck, such as a machine that went away.
     for receipt in _stream(job, small, alone, 2, is_trial=True):
@@ -89,6 +90,9 @@ def _stream(
     context.wait_for_min_actors_s = -1
     # A shard may take hours on a CPU; the attempts below and our own progress line watch instead.
     context.execution_no_progress_timeout_s = -1
+    # Tasks in flight per running call. With 3 in flight for 2 calls a busy actor has 1.5, which Ray's
+    # own 1.75 would never reach, so that no pool would ever grow.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.25
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # On the driver's own machine: a count must not be lost with some other one.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -113,8 +117,10 @@ def _stream(
             batch_format="pyarrow",
             num_gpus=pool.gpus or None,
             num_cpus=pool.cpus,
+            memory=pool.memory or None,
             compute=ActorPoolStrategy(
-                size=pool.n_actors,
+                min_size=pool.n_actors,
+                max_size=pool.most_actors,
                 # One shard is encoded while the one before is written and the next one waits.
                 # In a trial one at a time, so that nobody dies beside the killer.
                 max_concurrent_calls_per_actor=1 if is_trial else 2,
@@ -245,6 +251,7 @@ class EncodeActor:
 
         work: Work = pickle.loads(batch.column("work")[0].as_py())
         receipt: Receipt = pickle.loads(batch.column("receipt")[0].as_py())
+        receipt.node = ray.get_runtime_context().get_node_id()
         if self._load_error is not None:
             receipt.load_error = self._load_error
         elif not (receipt.is_poisoned or receipt.failures or receipt.put_error):

@@ -159,6 +159,7 @@ class Tally:
         n_checked, n_distinct: Per encoder, different sounds compared and different vectors found.
         uncommitted: Shards that stay uncommitted, and why, one line each.
         waiting: Recordings whose header a later run has to read, and why.
+        nodes: How many shards each machine of the cluster encoded.
     """
 
     audio_s: float = 0.0
@@ -173,6 +174,7 @@ class Tally:
     n_distinct: Counter[str] = field(default_factory=Counter)
     uncommitted: dict[str, list[str]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
+    nodes: Counter[str] = field(default_factory=Counter)
 
     @property
     def transient(self) -> list[str]:
@@ -194,6 +196,8 @@ class Tally:
         self.n_parts += len(receipt.outcomes)
         self.n_bytes += receipt.n_bytes
         self.n_shards += 1
+        if receipt.outcomes and receipt.node:
+            self.nodes[receipt.node] += 1
         self.audio_s += audio_seconds(work)
         for stage, seconds in receipt.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -249,6 +253,7 @@ def write_record(plan: Plan, tally: Tally, run_id: str, exit_code: int) -> None:
             "hidden": plan.listing.n_hidden,
         },
         "shards": {"done": tally.n_shards, "uncommitted": sorted(tally.uncommitted)},
+        "shards_by_node": dict(tally.nodes),
         "parts": tally.n_parts,
         "bytes": tally.n_bytes,
         "audio_s": tally.audio_s,

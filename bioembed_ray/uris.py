@@ -57,6 +57,15 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def is_below(uri: str, folder: str) -> bool:
+    """Return True for a folder or prefix itself, and for everything in it.
+
+    >>> is_below("s3://lab/reef/runs/a.json", "s3://lab/reef"), is_below("s3://lab/reef2", "s3://lab/reef")
+    (True, False)
+    """
+    return f"{uri}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def absolute(uri: str) -> str:
     """Return `uri` with a local path made absolute, so that a worker elsewhere means the same file."""
     scheme, _, key = split_uri(uri)

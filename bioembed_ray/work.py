@@ -1,4 +1,4 @@
-"""What one worker does with one shard: decode it, apply the encoders, put the parts.
+"""What one worker does with one decoded shard: apply the encoders, put the parts.
 
 Plain functions, no Ray: the stream calls them in its tasks and actors, a test calls them directly.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -17,11 +16,11 @@ import pyarrow as pa
 
 from bioembed_ray import storage
 from bioembed_ray.alike import compare
-from bioembed_ray.audio import SpanAudio, read_span
+from bioembed_ray.audio import SpanAudio
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, Output, PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
-from bioembed_ray.errors import Reason, RecordingError, StorageError
+from bioembed_ray.errors import StorageError
 from bioembed_ray.outcomes import Failure, PartOutcome, judge
 from bioembed_ray.parts import (
     frames_table,
@@ -32,18 +31,14 @@ from bioembed_ray.parts import (
     windows_table,
 )
 from bioembed_ray.plan import Work
-from bioembed_ray.segments import Shard, Span
+from bioembed_ray.segments import Shard
 from bioembed_ray.transport import Audio
-from bioembed_ray.versions import reach_s
 from bioembed_ray.windows import Clock
 
 if TYPE_CHECKING:
     from bioembed_ray.apply import Place, Windows
     from bioembed_ray.assigned import TokenTable
     from bioembed_ray.codebooks.nearest import Codes
-
-# Short recordings spend their time waiting for the store; a few at once hide that.
-READ_THREADS = 4
 
 
 @dataclass(slots=True)
@@ -59,6 +54,7 @@ class Receipt:
         seconds: Where the time went: "decode", "write", and each encoder by name.
         is_poisoned: The worker died on the shard too often; nothing was done.
         load_error: Why the encoders could not be loaded; nothing was done.
+        node: Ray's id of the machine that encoded it last, "" without Ray.
     """
 
     shard: str
@@ -69,55 +65,7 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     is_poisoned: bool = False
     load_error: str | None = None
-
-
-def decode_shard(work: Work, encoders: Sequence[PlannedEncoder], job: Job) -> list[Audio]:
-    """Decode every span once, at every rate that the missing datasets need.
-
-    A recording's own errors come back in its place; none is raised.
-    """
-    needed = [e for e in encoders if set(e.all_datasets) & set(work.datasets)]
-    rates = tuple(sorted({encoder.facts.rate_hz for encoder in needed}))
-    reach = reach_s(tuple(needed))
-
-    def read(number: int) -> Audio:
-        if number in work.crashed:
-            return RecordingError(Reason.CRASHED, "the worker process died on it, repeatedly")
-        return _read(work.shard.spans[number], rates, reach, job)
-
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(read, range(len(work.shard.spans))))
-
-
-def _read(span: Span, rates: tuple[int, ...], reach: tuple[float, float], job: Job) -> Audio:
-    try:
-        audio = read_span(span, rates, reach, job.input.channels, job.input.time_expansion)
-    except RecordingError as error:
-        return error
-    except StorageError as error:
-        name = type(error).__name__
-        is_other = name in {"ChangedError", "NotFoundError"}
-        return RecordingError(Reason.CHANGED if is_other else Reason.STORAGE, str(error))
-    except MemoryError:
-        return RecordingError(Reason.OUT_OF_MEMORY, "decoding ran out of memory")
-    # Decoders are foreign code fed with damaged files; one recording must not stop the run.
-    except Exception as error:  # noqa: BLE001
-        text = " ".join(str(error).split())[:300]
-        return RecordingError(Reason.DAMAGED, f"{type(error).__name__}: {text}")
-    if audio.n_decoded == 0 and span.start == 0:
-        if audio.fault is not None:
-            return RecordingError(Reason.DAMAGED, audio.fault)
-        return RecordingError(Reason.EMPTY, "decodes to no samples")
-    return audio
-
-
-def transient(work: Work, audios: Sequence[Audio]) -> list[Failure]:
-    """Return the failures that a later run may not meet; with any of them nothing is committed."""
-    return [
-        Failure(span.recording, audio.reason, audio.detail, shard=work.shard.id)
-        for span, audio in zip(work.shard.spans, audios, strict=True)
-        if isinstance(audio, RecordingError) and audio.reason.is_transient
-    ]
+    node: str = ""
 
 
 def encode_shard(

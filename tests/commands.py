@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from bioembed_ray import cluster, run
-from bioembed_ray.cluster import PoolPlan
 from bioembed_ray.config import Job
 from bioembed_ray.encoders import registry
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.plan import Work
+from bioembed_ray.pools import PoolPlan
 from bioembed_ray.run import Result, run_job
+from bioembed_ray.shard_audio import decode_shard, transient
 from bioembed_ray.stream import load_codes
-from bioembed_ray.work import Receipt, decode_shard, encode_shard, transient
+from bioembed_ray.work import Receipt, encode_shard
 from tests.tiny import RATE_HZ
 
 ROOT = Path(__file__).parents[1]

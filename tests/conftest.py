@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from bioembed_ray.stores import OPTIONS_VARIABLE
+from tests.flaky import Flaky, flaky_proxy
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -130,6 +133,17 @@ def s3(s3_endpoint: str) -> Bucket:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
     return Bucket(name, s3_endpoint, client)
+
+
+@pytest.fixture
+def flaky(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
+    """A proxy before the S3 server that fails nothing yet; the environment names it instead."""
+    with flaky_proxy(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        # What a test announces of a job's storage ends with it.
+        monkeypatch.setenv(OPTIONS_VARIABLE, "")
+        monkeypatch.delenv(OPTIONS_VARIABLE)
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,10 @@ def test_a_lease_from_elsewhere_is_respected_until_it_expires(tmp_path: Path) ->
     output = str(tmp_path / "out")
     path = tmp_path / "out/lease.json"
     storage.put(str(path), foreign(beat=time.time() - 0.9 * lease.EXPIRY_S))
-    with pytest.raises(LockedError, match=r"pid 4711 on elsewhere, alive 5\d s ago"):
+    with pytest.raises(
+        LockedError,
+        match=r"pid 4711 on elsewhere, since 20\d\d-\d\d-\d\d \d\d:\d\d UTC, alive 5\d s ago",
+    ):
         lease.hold(output, "bioembed run").__enter__()
     storage.put(str(path), foreign(beat=time.time() - 1.1 * lease.EXPIRY_S))
     with lease.hold(output, "bioembed run"):

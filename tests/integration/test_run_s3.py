@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from bioembed_ray.errors import InputError, LockedError, NotFoundError
+from bioembed_ray.errors import InputError, LockedError, NoBucketError
 from bioembed_ray.verify import verify
 from tests import oracles, tiny
 from tests.commands import embed, tiny_encoder, without_ray
@@ -116,7 +116,7 @@ def test_a_missing_bucket_is_named(s3: Any, tmp_path: Any, monkeypatch: pytest.M
     without_ray(monkeypatch)
     encoders = {"energy": tiny_encoder(tiny.torchscript(tmp_path / "energy.pt"))}
     put_sound(s3, "in/a.wav", sound(1))
-    with pytest.raises(NotFoundError, match="s3://no-such-bucket: no such bucket"):
+    with pytest.raises(NoBucketError, match="s3://no-such-bucket: no such bucket"):
         embed(f"{s3.uri}/in", "s3://no-such-bucket/out", encoders)
     with pytest.raises(InputError, match="s3://no-such-bucket: no such bucket"):
         embed("s3://no-such-bucket/in", f"{s3.uri}/out", encoders)

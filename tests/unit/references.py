@@ -23,9 +23,10 @@ from bioembed_ray.inputs import Source
 from bioembed_ray.plan import Work
 from bioembed_ray.probe import Header, probe
 from bioembed_ray.segments import Span
+from bioembed_ray.shard_audio import decode_shard
 from bioembed_ray.storage import stat_object
 from bioembed_ray.windows import Clock, Tail, WindowRule
-from bioembed_ray.work import Receipt, decode_shard, encode_shard
+from bioembed_ray.work import Receipt, encode_shard
 
 ODD_RATES = (8_000, 11_025, 16_000, 22_050, 44_100, 96_000, 250_001, 384_000, 500_000)
 

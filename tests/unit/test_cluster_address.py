@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
+from bioembed_ray import stores
 from bioembed_ray.cluster import check_address, connect
 from bioembed_ray.errors import BioembedError, ConfigError
 from tests import tiny
@@ -106,3 +108,20 @@ def test_another_error_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigError, match=r"cannot join the cluster \(no\)"):
         connect()
     assert met == ["local"]
+
+
+@pytest.mark.parametrize("told", [None, "of another job"])
+def test_options_that_workers_of_a_running_ray_would_not_know_are_refused(
+    monkeypatch: pytest.MonkeyPatch, told: str | None
+) -> None:
+    import ray
+
+    known = {} if told is None else {"env_vars": {stores.OPTIONS_VARIABLE: told}}
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=known))
+    monkeypatch.setenv(stores.OPTIONS_VARIABLE, "of this job")
+    with pytest.raises(ConfigError, match="storage: Ray runs in this process already"):
+        connect()
+    if told is not None:
+        monkeypatch.setenv(stores.OPTIONS_VARIABLE, told)
+        connect()

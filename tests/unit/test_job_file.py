@@ -94,7 +94,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (job(encoder={}), "encoder: unknown key; did you mean 'encoders'?"),
     (
         job(zzz=1),
-        "zzz: unknown key; known keys: input, output, encoders, codebooks, pools, segment_s, shard_minutes, "
+        "zzz: unknown key; known keys: input, output, storage, encoders, codebooks, pools, segment_s, shard_minutes, "
         "embedding_dtype, frame_dtype, max_failed_fraction, max_removed_fraction",
     ),
     (encoder(hopp_s=1), "encoders.beats.hopp_s: unknown key; did you mean 'hop_s'?"),

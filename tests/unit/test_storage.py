@@ -22,6 +22,7 @@ from bioembed_ray.errors import (
     ConfigError,
     DeniedError,
     InputError,
+    NoBucketError,
     NotFoundError,
     StorageError,
 )
@@ -420,7 +421,7 @@ def test_missing_bucket_is_named(s3) -> None:
         lambda: storage.put("s3://no-such-bucket/x", b""),
         lambda: storage.check_writable("s3://no-such-bucket/x"),
     ):
-        with pytest.raises(NotFoundError, match=r"^s3://no-such-bucket: no such bucket$"):
+        with pytest.raises(NoBucketError, match=r"^s3://no-such-bucket: no such bucket$"):
             act()
 
 
