@@ -45,7 +45,7 @@ def bare(paths: list[Path], names: list[str], start: object, results: object) ->
     import torch
 
     from bioembed_ray.apply import Place
-    from bioembed_ray.audio import Track
+    from bioembed_ray.audio.spans import Track
     from bioembed_ray.config import DEFAULT_MODELS, EncoderConfig, RandomWeights
     from bioembed_ray.encode import encode
     from bioembed_ray.encoders import registry

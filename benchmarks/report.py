@@ -26,12 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from bioembed_ray import ledger_file, parts, schema, storage
+from bioembed_ray import parts, schema, storage
+from bioembed_ray.audio.probe import probe
 from bioembed_ray.datasets import Dataset
-from bioembed_ray.inputs import Recording, Source
-from bioembed_ray.ledger import Known, Ledger, Piece
+from bioembed_ray.inputs.listing import Recording, Source
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import SpanOutcome
-from bioembed_ray.probe import probe
 from bioembed_ray.report import maps
 from bioembed_ray.report.build import ReportOptions, write_report
 from bioembed_ray.windows import Coverage

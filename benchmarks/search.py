@@ -28,11 +28,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bioembed_ray import schema, search_index, storage
+from bioembed_ray import schema, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.parts import part_uri
 from bioembed_ray.rows import Rows
-from bioembed_ray.search import Wanted, scan
+from bioembed_ray.search import index as search_index
+from bioembed_ray.search.exact import Wanted, scan
 
 PARTITION = Dataset("embeddings", "made", "v1")
 PART_ROWS = 3600

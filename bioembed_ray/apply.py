@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from bioembed_ray.audio import Track
+from bioembed_ray.audio.spans import Track
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.windows import Clock
 

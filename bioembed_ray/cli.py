@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bioembed_ray.cli_options import say, takes_job
-from bioembed_ray.cli_reading import READING
-from bioembed_ray.cli_report import REPORTING
-from bioembed_ray.cli_results import RESULTS
-from bioembed_ray.cli_search import search
+from bioembed_ray.commands.options import say, takes_job
+from bioembed_ray.commands.probing import RESULTS
+from bioembed_ray.commands.reading import READING
+from bioembed_ray.commands.reporting import REPORTING
+from bioembed_ray.commands.searching import search
 from bioembed_ray.config import Job, mask_secrets
 from bioembed_ray.errors import BioembedError, ConfigError, TooManyFailures
 

@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bioembed_ray.containers import members
+from bioembed_ray.audio.containers import members
+from bioembed_ray.audio.probe import probe
 from bioembed_ray.errors import BioembedError, ConfigError, Reason, RecordingError, StorageError
-from bioembed_ray.inputs import Container, Recording
+from bioembed_ray.inputs.listing import Container, Recording
 from bioembed_ray.inventory import Probed
-from bioembed_ray.probe import probe
-from bioembed_ray.stores import OPTIONS_VARIABLE, announced
+from bioembed_ray.store.stores import OPTIONS_VARIABLE, announced
 
 PROBE_BATCH = 32
 

@@ -22,7 +22,7 @@ from bioembed_ray.encoder_config import (
     TrainingConfig,
     Weights,
 )
-from bioembed_ray.store_config import StorageConfig, StoreConfig
+from bioembed_ray.store.config import StorageConfig, StoreConfig
 
 __all__ = [
     "DEFAULT_MODELS",

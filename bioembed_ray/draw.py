@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import ConfigError
-from bioembed_ray.ledger import Ledger
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.plan import Plan
 
 # A fit draws on whole shards; twice the rows it takes leaves it a choice between them.

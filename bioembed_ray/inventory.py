@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bioembed_ray import parts, storage
+from bioembed_ray.audio.metadata import Metadata
+from bioembed_ray.audio.probe import Header
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import ConfigError, InputError, Reason
-from bioembed_ray.inputs import Container, Listing, Recording, unique
-from bioembed_ray.ledger import Known, Ledger, Piece
-from bioembed_ray.metadata import Metadata
+from bioembed_ray.inputs.listing import Container, Listing, Recording, unique
+from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, PartOutcome
-from bioembed_ray.probe import Header
 from bioembed_ray.segments import (
     cut_gaps,
     shard_id,
     span_stamp,
 )
 from bioembed_ray.storage import ABSENT
-from bioembed_ray.store_watch import StoreWatch
+from bioembed_ray.store.watch import StoreWatch
 from bioembed_ray.versions import READER_VERSION
 
 FOOTER_THREADS = 32

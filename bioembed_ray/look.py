@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from bioembed_ray.audio.probe import Header, probe
 from bioembed_ray.config import DEFAULT_MODELS, InputConfig
 from bioembed_ray.errors import (
     ConfigError,
@@ -16,8 +17,7 @@ from bioembed_ray.errors import (
     RecordingError,
     StorageError,
 )
-from bioembed_ray.inputs import Recording, list_input
-from bioembed_ray.probe import Header, probe
+from bioembed_ray.inputs.listing import Recording, list_input
 
 LOOKED_AT = 40
 # Above this, most of the band is ultrasound and no encoder at 16 kHz hears the animal.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioembed_ray.audio import SpanAudio
+from bioembed_ray.audio.spans import SpanAudio
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.segments import Shard, Span

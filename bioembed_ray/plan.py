@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from bioembed_ray import ledger_file, parts, storage
+from bioembed_ray import parts, storage
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.errors import ConfigError, InputError, NoBucketError, NotFoundError
-from bioembed_ray.inputs import Listing, list_input
+from bioembed_ray.inputs.listing import Listing, list_input
 from bioembed_ray.inventory import (
     Changes,
     Members,
@@ -24,7 +24,8 @@ from bioembed_ray.inventory import (
     read_outcomes,
     recover,
 )
-from bioembed_ray.ledger import Ledger
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.segments import (
     Cutting,
     Shard,

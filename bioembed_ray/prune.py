@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from bioembed_ray import ledger_file, storage
+from bioembed_ray import storage
 from bioembed_ray.codebooks.wanted import folder_of, wanted_codebooks, with_tokens
 from bioembed_ray.config import Job
 from bioembed_ray.current import read_current
 from bioembed_ray.errors import InputError, NotFoundError
-from bioembed_ray.ledger import Ledger
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.versions import model_folder, plan_encoder, plan_patches, trained_here
 
 TABLES = ("embeddings", "frames", "fit_frames", "tokens", "codebooks", "models", "indexes")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from bioembed_ray import lease, ledger_file, parts
+from bioembed_ray import lease, parts
 from bioembed_ray.current import read_current
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
-from bioembed_ray.ledger import Ledger
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.partitions import list_datasets
 from bioembed_ray.progress import duration, hours
 from bioembed_ray.run import Result

@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bioembed_ray import ledger_file, storage
+from bioembed_ray import storage
 from bioembed_ray.codebooks.card import Codebook, read_card, read_codebook
 from bioembed_ray.current import read_current
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError, NotFoundError
+from bioembed_ray.ledger import ledger_file
 from bioembed_ray.partitions import find_dataset, find_tokens, list_datasets
 from bioembed_ray.rows import Rows
 

@@ -8,17 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bioembed_ray import (
-    cluster,
-    current,
-    lease,
-    ledger_file,
-    signals,
-    storage,
-    stores,
-    stream,
-    summary,
-)
+from bioembed_ray import cluster, current, lease, signals, storage, stream, summary
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_archive
 from bioembed_ray.codebooks.fit import fit_codebook
@@ -26,10 +16,12 @@ from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.errors import Reason, StorageError, WeightsError
+from bioembed_ray.ledger import ledger_file
 from bioembed_ray.plan import Plan, Work, audio_seconds, list_again, make_plan, work_seconds
 from bioembed_ray.pools import plan_pools
 from bioembed_ray.progress import Progress
-from bioembed_ray.store_watch import StoreWatch
+from bioembed_ray.store import stores
+from bioembed_ray.store.watch import StoreWatch
 from bioembed_ray.summary import Tally
 from bioembed_ray.versions import plan_encoder
 from bioembed_ray.vqvae.wanted import missing_models

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from bioembed_ray.inputs import Source
-from bioembed_ray.probe import Header
+from bioembed_ray.audio.probe import Header
+from bioembed_ray.inputs.listing import Source
 
 # Opening an object costs a round trip, so a shard of very short recordings is cut by count.
 MAX_SPANS = 400

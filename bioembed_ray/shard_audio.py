@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from bioembed_ray.audio import read_span
+from bioembed_ray.audio.spans import read_span
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import Reason, RecordingError, StorageError

@@ -1,7 +1,7 @@
 """Objects by URI: list, read a range, put in one step, create once, delete.
 
-Local paths go through the operating system (`disk.py`), everything else through obstore
-(`remote.py`). A put is seen whole or not at all on both.
+Local paths go through the operating system (`store/disk.py`), everything else through
+obstore (`store/remote.py`). A put is seen whole or not at all on both.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bioembed_ray import disk, remote
-from bioembed_ray.disk import ABSENT, DANGLING
 from bioembed_ray.errors import ChangedError, InputError, NotFoundError, StorageError
-from bioembed_ray.store_errors import translated
-from bioembed_ray.stores import open_store
-from bioembed_ray.uris import absolute, is_local, join, local_uri, shown_uri, split_uri, text_of
+from bioembed_ray.store import disk, remote, uris
+from bioembed_ray.store.disk import ABSENT, DANGLING
+from bioembed_ray.store.errors import translated
+from bioembed_ray.store.stores import open_store
+from bioembed_ray.store.uris import absolute, is_local, join, split_uri
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -86,7 +86,7 @@ def list_objects(uri: str, depth: int | None = None) -> Iterator[ObjectInfo]:
     if not scheme:
         with translated(uri, name_the_file=True):
             for name, path, size, stamp in disk.walk(disk.absolute(key), depth):
-                yield ObjectInfo(text_of(name), local_uri(path), size, stamp)
+                yield ObjectInfo(uris.text_of(name), uris.local_uri(path), size, stamp)
         return
     with translated(uri):
         store, key = open_store(uri)
@@ -105,7 +105,9 @@ def stat_object(uri: str) -> ObjectInfo:
     with translated(uri):
         if not scheme:
             path = disk.absolute(key)
-            return ObjectInfo(text_of(Path(path).name), local_uri(path), *disk.stat_file(path))
+            return ObjectInfo(
+                uris.text_of(Path(path).name), uris.local_uri(path), *disk.stat_file(path)
+            )
         size, stamp = remote.stat_key(*open_store(uri))
         return ObjectInfo(key.rsplit("/", 1)[-1], uri, size, stamp)
 
@@ -152,7 +154,7 @@ def read_range(uri: str, start: int, stop: int, stamp: str | None = None) -> byt
         else:
             body, found = remote.read_range(*open_store(uri), start, stop)
     if stamp is not None and stamp != found:
-        raise ChangedError(f"{shown_uri(uri)}: replaced since it was listed")
+        raise ChangedError(f"{uris.shown_uri(uri)}: replaced since it was listed")
     return body
 
 
@@ -293,5 +295,5 @@ def check_writable(uri: str) -> None:
     try:
         put(probe, b"")
     except StorageError as error:
-        raise type(error)(str(error).replace(shown_uri(probe), shown_uri(uri))) from error
+        raise type(error)(str(error).replace(uris.shown_uri(probe), uris.shown_uri(uri))) from error
     delete(probe)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from bioembed_ray import storage
-from bioembed_ray.at_rest import AtRest
-from bioembed_ray.columns import Mask
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import NotFoundError
-from bioembed_ray.ledger import Known, Ledger
+from bioembed_ray.ledger.at_rest import AtRest
+from bioembed_ray.ledger.columns import Mask
+from bioembed_ray.ledger.ledger import Known, Ledger
 from bioembed_ray.parts import weights_stamp
 from bioembed_ray.plan import Plan, Work, audio_seconds
 from bioembed_ray.work import Receipt

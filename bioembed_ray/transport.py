@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bioembed_ray.audio import SpanAudio, Track, Wave
+from bioembed_ray.audio.spans import SpanAudio, Track, Wave
 from bioembed_ray.errors import RecordingError
 
 Audio = SpanAudio | RecordingError

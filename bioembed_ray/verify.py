@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bioembed_ray import ledger_file, parts, storage
+from bioembed_ray import parts, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import BrokenOutput, InputError, StorageError
-from bioembed_ray.ledger import Known, Ledger
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Known, Ledger
 from bioembed_ray.partitions import list_datasets
 from bioembed_ray.segments import Shard
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from bioembed_ray import storage
-from bioembed_ray.audio import PIECE_S
+from bioembed_ray.audio.spans import PIECE_S
 from bioembed_ray.config import (
     EncoderConfig,
     Job,

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from bioembed_ray import storage
 from bioembed_ray.alike import compare
-from bioembed_ray.audio import SpanAudio
+from bioembed_ray.audio.spans import SpanAudio
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, Output, PlannedEncoder
 from bioembed_ray.encoders.base import Encoder

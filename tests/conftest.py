@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bioembed_ray.stores import OPTIONS_VARIABLE
+from bioembed_ray.store.stores import OPTIONS_VARIABLE
 from tests.flaky import Flaky, flaky_proxy
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

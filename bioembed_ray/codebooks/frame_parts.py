@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import storage
-from bioembed_ray.bytefile import ByteFile
+from bioembed_ray.audio.bytefile import ByteFile
 from bioembed_ray.codebooks.sample import (
     Hashes,
     SampleRule,
@@ -23,7 +23,7 @@ from bioembed_ray.codebooks.sample import (
     smallest,
 )
 from bioembed_ray.errors import InputError
-from bioembed_ray.inputs import Source
+from bioembed_ray.inputs.listing import Source
 
 # Decoded at once: some ten thousand rows of 768 float32, fewer longer ones.
 BATCH_ROWS, BATCH_BYTES = 1 << 14, 48 << 20

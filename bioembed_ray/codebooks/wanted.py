@@ -16,7 +16,7 @@ from bioembed_ray.current import read_current, read_description, shown
 from bioembed_ray.datasets import Dataset, Output, PlannedEncoder, Tokens, dataset_of, digest
 from bioembed_ray.draw import drawn_shards, groups_of
 from bioembed_ray.errors import NotFoundError
-from bioembed_ray.ledger import Ledger
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.plan import Plan, Work
 
 

@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bioembed_ray import ledger_file, storage
+from bioembed_ray import storage
 from bioembed_ray.config import mask_secrets
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
+from bioembed_ray.ledger import ledger_file
 from bioembed_ray.report import colours
 from bioembed_ray.report.frame import Link, Page, Section, render
 from bioembed_ray.report.listening import choose_stretches, cut_clips, room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bioembed_ray.clips import data_uri
+from bioembed_ray.audio.clips import data_uri
 from bioembed_ray.report.codebook_charts import hue, token_link
 from bioembed_ray.report.frame import Section
 from bioembed_ray.report.galleries import Places

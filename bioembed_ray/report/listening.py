@@ -15,7 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bioembed_ray.clips import Sound, compressed, find_recordings, read_sounds, spectrogram_image
+from bioembed_ray.audio.clips import (
+    Sound,
+    compressed,
+    find_recordings,
+    read_sounds,
+    spectrogram_image,
+)
 from bioembed_ray.errors import RecordingError, StorageError
 from bioembed_ray.report.sampling import Points
 from bioembed_ray.results import Results

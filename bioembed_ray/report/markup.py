@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bioembed_ray.clips import data_uri
+from bioembed_ray.audio.clips import data_uri
 
 RANDOM_MARK = "RANDOM"
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bioembed_ray.config import mask_secrets
 from bioembed_ray.datasets import Dataset
-from bioembed_ray.ledger import Ledger
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.report import charts
 from bioembed_ray.report.frame import Section
 from bioembed_ray.report.markup import (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bioembed_ray.clips import Sound, compressed, find_recordings, read_sounds
+from bioembed_ray.audio.clips import Sound, compressed, find_recordings, read_sounds
 from bioembed_ray.errors import InputError, RecordingError, StorageError
 from bioembed_ray.report.charts import svg
 from bioembed_ray.report.frame import Section

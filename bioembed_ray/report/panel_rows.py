@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bioembed_ray.clips import Sound, data_uri, spectrogram_image
+from bioembed_ray.audio.clips import Sound, data_uri, spectrogram_image
 from bioembed_ray.report.charts import ticks
 from bioembed_ray.report.markup import clock, count, text
 from bioembed_ray.report.sampling import Points

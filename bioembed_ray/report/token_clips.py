@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bioembed_ray.clips import (
+from bioembed_ray.audio.clips import (
     AUDIBLE_RATE_HZ,
     Sound,
     compressed,
@@ -18,7 +18,7 @@ from bioembed_ray.codebooks.card import Codebook
 from bioembed_ray.current import read_description
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import RecordingError, StorageError
-from bioembed_ray.ledger import Known
+from bioembed_ray.ledger.ledger import Known
 from bioembed_ray.report.galleries import Places
 from bioembed_ray.report.listening import slowdown
 from bioembed_ray.results import Results

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from bioembed_ray.clips import (
+from bioembed_ray.audio.clips import (
     AUDIBLE_RATE_HZ,
     Sound,
     compressed,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from bioembed_ray.clips import find_recordings, read_sounds
+from bioembed_ray.audio.clips import find_recordings, read_sounds
 from bioembed_ray.errors import RecordingError, StorageError
 from bioembed_ray.report import charts
 from bioembed_ray.report.frame import Section

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from bioembed_ray import lease, run, storage, stores
+from bioembed_ray import lease, run, storage
 from bioembed_ray.config import StorageConfig, StoreConfig
 from bioembed_ray.errors import NoBucketError, NotFoundError, StorageError
+from bioembed_ray.store import stores
 from tests import tiny
 from tests.commands import embed, tiny_encoder, without_ray
 from tests.flaky import KINDS, Flaky

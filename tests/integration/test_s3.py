@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import soundfile
 
 from bioembed_ray import storage
-from bioembed_ray.bytefile import open_source
+from bioembed_ray.audio.bytefile import open_source
+from bioembed_ray.audio.containers import members
 from bioembed_ray.config import InputConfig
-from bioembed_ray.containers import members
-from bioembed_ray.inputs import Recording, list_input, unique
+from bioembed_ray.inputs.listing import Recording, list_input, unique
 
 RATE_HZ = 16_000
 

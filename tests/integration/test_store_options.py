@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from bioembed_ray import storage, stores
+from bioembed_ray import storage
 from bioembed_ray.config import StorageConfig, StoreConfig, mask_secrets
 from bioembed_ray.errors import ConfigError, DeniedError, StorageError
 from bioembed_ray.job_file import load_job, parse_job
+from bioembed_ray.store import stores
 from tests import tiny
 from tests.commands import bioembed, complaint, embed, tiny_encoder, without_ray
 from tests.flaky import Flaky, Request, flaky_proxy

@@ -8,15 +8,16 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bioembed_ray import ledger_file, summary
+from bioembed_ray import summary
+from bioembed_ray.audio.metadata import Metadata
+from bioembed_ray.audio.probe import Header
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason
-from bioembed_ray.inputs import Recording, Source
-from bioembed_ray.known import Known, Piece
-from bioembed_ray.ledger import Ledger
-from bioembed_ray.metadata import Metadata
+from bioembed_ray.inputs.listing import Recording, Source
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.known import Known, Piece
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
-from bioembed_ray.probe import Header
 from bioembed_ray.segments import Span, cut_gaps, span_stamp
 from bioembed_ray.windows import Coverage
 

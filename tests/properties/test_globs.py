@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bioembed_ray.globs import compile_glob, depth_of, split_glob
+from bioembed_ray.inputs.globs import compile_glob, depth_of, split_glob
 
 ALPHABET = "aAbw.[]!-*?"
 NAMES = st.text(alphabet="aAbBwW.[]!-", min_size=1, max_size=5)

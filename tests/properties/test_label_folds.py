@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioembed_ray.errors import InputError
-from bioembed_ray.even_sample import LARGEST, limits, shares
-from bioembed_ray.label_probe import Samples, sides
-from bioembed_ray.label_task import make_task
+from bioembed_ray.labels.even_sample import LARGEST, limits, shares
+from bioembed_ray.labels.scores import Samples, sides
+from bioembed_ray.labels.task import make_task
 
 RECORDINGS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=4, max_size=60)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bioembed_ray.search import Metric, Stretch, Wanted, best
+from bioembed_ray.search.exact import Metric, Stretch, Wanted, best
 
 NAMES = ("a.wav", "b/ü.wav", "b/z.wav", "c.wav")
 # Twins, opposites, lengths that float32 cannot square, and what has no direction.

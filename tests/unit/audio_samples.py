@@ -11,9 +11,9 @@ import av
 import numpy as np
 import soundfile as sf
 
-from bioembed_ray.decode import native_blocks
-from bioembed_ray.inputs import Source
-from bioembed_ray.probe import Header, probe
+from bioembed_ray.audio.decode import native_blocks
+from bioembed_ray.audio.probe import Header, probe
+from bioembed_ray.inputs.listing import Source
 from bioembed_ray.storage import stat_object
 
 RATE = 32_000

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from bioembed_ray import ledger_file, parts, schema, storage
+from bioembed_ray import parts, schema, storage
+from bioembed_ray.audio.metadata import Metadata
+from bioembed_ray.audio.probe import probe
 from bioembed_ray.codebooks.card import Codebook, codebook_bytes, usage, verdict
 from bioembed_ray.datasets import Dataset
-from bioembed_ray.inputs import Recording, Source
-from bioembed_ray.ledger import Known, Ledger
-from bioembed_ray.metadata import Metadata
-from bioembed_ray.probe import probe
+from bioembed_ray.inputs.listing import Recording, Source
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Known, Ledger
 
 RATE_HZ, HOP_S, DIM, K = 16_000, 0.1, 6, 12
 SECONDS = 4

@@ -8,16 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from bioembed_ray import ledger_file, parts, storage
+from bioembed_ray import parts, storage
+from bioembed_ray.audio.metadata import Metadata
+from bioembed_ray.audio.probe import Header
 from bioembed_ray.config import Job
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.errors import Reason
-from bioembed_ray.inputs import Container, Recording, Source
+from bioembed_ray.inputs.listing import Container, Recording, Source
 from bioembed_ray.inventory import Probed
-from bioembed_ray.metadata import Metadata
+from bioembed_ray.ledger import ledger_file
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.plan import Plan, make_plan
-from bioembed_ray.probe import Header
 from bioembed_ray.schema import embeddings
 from bioembed_ray.windows import Coverage
 from tests.unit.references import FakeRegistry, header_of, job_of

@@ -14,14 +14,14 @@ import soundfile as sf
 import torch
 
 from bioembed_ray.apply import Place
-from bioembed_ray.audio import Track
+from bioembed_ray.audio.probe import Header, probe
+from bioembed_ray.audio.spans import Track
 from bioembed_ray.config import EncoderConfig, Job, RandomWeights
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encoders.base import Facts, FrameGrid
 from bioembed_ray.encoders.weights import Checkpoint
-from bioembed_ray.inputs import Source
+from bioembed_ray.inputs.listing import Source
 from bioembed_ray.plan import Work
-from bioembed_ray.probe import Header, probe
 from bioembed_ray.segments import Span
 from bioembed_ray.shard_audio import decode_shard
 from bioembed_ray.storage import stat_object

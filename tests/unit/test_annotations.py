@@ -9,7 +9,7 @@ import crowsetta
 import numpy as np
 import pandas
 
-from bioembed_ray.annotations import Annotation, audacity_labels, label_keys, raven_table
+from bioembed_ray.exports.annotations import Annotation, audacity_labels, label_keys, raven_table
 
 ROWS = [
     Annotation("s1/a.wav", "/in/s1/a.wav", 0, 1.5, 2.5, 60.0, 24_000, "wren", score=0.9),

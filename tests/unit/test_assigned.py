@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from bioembed_ray.apply import Place
 from bioembed_ray.assigned import Assigned
-from bioembed_ray.audio import Track
+from bioembed_ray.audio.spans import Track
 from bioembed_ray.codebooks.nearest import make_codes
 from bioembed_ray.config import EncoderConfig
 from bioembed_ray.encode import encode

@@ -14,7 +14,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bioembed_ray.audio import SpanAudio, read_span
+from bioembed_ray.audio.spans import SpanAudio, read_span
 from bioembed_ray.segments import Span
 from bioembed_ray.windows import Clock
 from tests.unit.audio_samples import wav

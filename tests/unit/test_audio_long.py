@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bioembed_ray.audio import read_span
+from bioembed_ray.audio.spans import read_span
 from bioembed_ray.segments import Cutting, segment_bounds
 from bioembed_ray.windows import Clock, WindowRule, window_starts
 from tests.unit.references import span_of, sparse_wave
@@ -69,7 +69,7 @@ def test_memory_stays_flat(day: Path) -> None:
     code = f"""
 import resource, sys
 from dataclasses import replace
-from bioembed_ray.audio import read_span
+from bioembed_ray.audio.spans import read_span
 from tests.unit.references import span_of
 from pathlib import Path
 span = span_of(Path({str(day)!r}))

@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 from bioembed_ray import storage
-from bioembed_ray.clips import (
+from bioembed_ray.audio.clips import (
     FLOOR_DB,
     Sound,
     compressed,
@@ -20,9 +20,9 @@ from bioembed_ray.clips import (
     spectrogram_db,
     spectrogram_image,
 )
-from bioembed_ray.inputs import Recording, Source
-from bioembed_ray.ledger import Known
-from bioembed_ray.probe import probe
+from bioembed_ray.audio.probe import probe
+from bioembed_ray.inputs.listing import Recording, Source
+from bioembed_ray.ledger.ledger import Known
 
 STRETCHES = [(0.0, 1.0), (3.25, 4.5), (2.0, 2.1), (9.5, 12.0)]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from bioembed_ray import stores
 from bioembed_ray.cluster import check_address, connect
 from bioembed_ray.errors import BioembedError, ConfigError
+from bioembed_ray.store import stores
 from tests import tiny
 from tests.commands import complaint, environment
 

@@ -14,7 +14,7 @@ import pytest
 from scipy.spatial.distance import cosine
 from sklearn.neighbors import NearestNeighbors
 
-from bioembed_ray.comparison import pick, write_comparison
+from bioembed_ray.compare.comparison import pick, write_comparison
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bioembed_ray import compressed, storage
-from bioembed_ray.bytefile import open_source
-from bioembed_ray.compressed import member_bytes
-from bioembed_ray.containers import members
+from bioembed_ray import storage
+from bioembed_ray.audio import compressed
+from bioembed_ray.audio.bytefile import open_source
+from bioembed_ray.audio.compressed import member_bytes
+from bioembed_ray.audio.containers import members
 from bioembed_ray.errors import ChangedError, InputError, NotFoundError, Reason, RecordingError
-from bioembed_ray.inputs import Container, Recording
+from bioembed_ray.inputs.listing import Container, Recording
 
 Files = dict[str, bytes]
 
@@ -116,7 +117,7 @@ def test_a_long_tar_is_read_in_few_requests(
         requests.append(args)
         return read_range(*args)
 
-    monkeypatch.setattr("bioembed_ray.bytefile.read_range", counted)
+    monkeypatch.setattr("bioembed_ray.audio.bytefile.read_range", counted)
     assert len(members(container)) == 200
     assert len(requests) < 40
 

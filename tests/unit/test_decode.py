@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from bioembed_ray import bytefile
-from bioembed_ray import decode as decode_module
-from bioembed_ray.bytefile import FIRST_READ, LARGEST_READ, ByteFile, open_source
-from bioembed_ray.decode import native_blocks
+from bioembed_ray.audio import bytefile
+from bioembed_ray.audio import decode as decode_module
+from bioembed_ray.audio.bytefile import FIRST_READ, LARGEST_READ, ByteFile, open_source
+from bioembed_ray.audio.decode import native_blocks
+from bioembed_ray.audio.probe import probe
 from bioembed_ray.errors import ChangedError, RecordingError, StorageError
-from bioembed_ray.inputs import Source
-from bioembed_ray.probe import probe
+from bioembed_ray.inputs.listing import Source
 from tests.unit.audio_samples import (
     RATE,
     decode,

@@ -16,7 +16,7 @@ import torch
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
-from bioembed_ray.export import export, write
+from bioembed_ray.exports.vectors import export, write
 from bioembed_ray.partitions import find_dataset, list_datasets
 from bioembed_ray.results import Results
 

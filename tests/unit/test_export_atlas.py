@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from bioembed_ray import export_atlas
-from bioembed_ray.export_formats import Request, export_all
+from bioembed_ray.exports import atlas as export_atlas
+from bioembed_ray.exports.formats import Request, export_all
 from bioembed_ray.umap_maps import umap_coordinates
 from tests.unit.output_fixtures import ENCODER, put_part, vectors_of, windows, write_output
 

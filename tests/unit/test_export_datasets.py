@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from bioembed_ray import export_datasets
-from bioembed_ray.export_formats import Request, export_all
+from bioembed_ray.exports import datasets as export_datasets
+from bioembed_ray.exports.formats import Request, export_all
 from tests.unit.output_fixtures import WEIGHTS, D, keys_of, vectors_of, write_output
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bioembed_ray import storage
 from bioembed_ray.cli import commands
 from bioembed_ray.errors import ConfigError
-from bioembed_ray.export_formats import TOKENS, VECTORS, Request, check, export_all, formats_of
+from bioembed_ray.exports.formats import TOKENS, VECTORS, Request, check, export_all, formats_of
 from tests.conftest import Bucket
 from tests.unit.output_fixtures import vectors_of, write_output
 

@@ -12,7 +12,7 @@ import pytest
 
 from bioembed_ray import schema, storage
 from bioembed_ray.errors import InputError
-from bioembed_ray.export_formats import Request, export_all
+from bioembed_ray.exports.formats import Request, export_all
 from tests.tables import put_table
 from tests.unit.output_fixtures import (
     ENCODER,

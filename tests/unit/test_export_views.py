@@ -8,8 +8,9 @@ import duckdb
 import numpy as np
 import pytest
 
-from bioembed_ray import export_views, storage
-from bioembed_ray.export_formats import Request, export_all
+from bioembed_ray import storage
+from bioembed_ray.exports import views as export_views
+from bioembed_ray.exports.formats import Request, export_all
 from tests.unit.output_fixtures import D, keys_of, vectors_of, write_output
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bioembed_ray.config import InputConfig
 from bioembed_ray.errors import InputError, NotFoundError, Reason, RecordingError
-from bioembed_ray.inputs import Listing, Recording, Source, list_input, unique
+from bioembed_ray.inputs.listing import Listing, Recording, Source, list_input, unique
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -231,7 +231,8 @@ def test_a_text_file_that_lists_nothing_or_is_no_text(root: str) -> None:
 
 
 def test_a_long_list_is_looked_up_by_one_listing(s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bioembed_ray import expand, storage
+    from bioembed_ray import storage
+    from bioembed_ray.inputs import expand
 
     monkeypatch.setattr(expand, "LIST_ABOVE", 3)
     fill(s3.uri, *(f"in/{n}.wav" for n in range(6)))
@@ -382,7 +383,7 @@ def test_a_manifest_that_cannot_be_used_says_why(root: str, text: str, message: 
 
 
 def test_what_a_manifest_names_in_vain_fails_alone_until_it_is_there(root: str) -> None:
-    from bioembed_ray.bytefile import open_source
+    from bioembed_ray.audio.bytefile import open_source
 
     fill(root, "a.wav")
     table = manifest(root, "uri,site\na.wav,n\nsub/b.wav,s\n")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bioembed_ray import inventory, ledger_file, plan, versions
+from bioembed_ray import inventory, plan, versions
 from bioembed_ray.errors import ConfigError, InputError, Reason
 from bioembed_ray.inventory import Changes, recover
-from bioembed_ray.ledger import Ledger
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.outcomes import PartOutcome
 from bioembed_ray.plan import Plan
 from bioembed_ray.segments import Shard, Span, span_to_json

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bioembed_ray.errors import InputError
-from bioembed_ray.label_probe import (
+from bioembed_ray.labels.scores import (
     STRENGTHS,
     Samples,
     chance,
@@ -25,7 +25,7 @@ from bioembed_ray.label_probe import (
     linear_scores,
     sides,
 )
-from bioembed_ray.label_task import Task, make_task
+from bioembed_ray.labels.task import Task, make_task
 
 
 def blobs(

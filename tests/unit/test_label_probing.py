@@ -22,10 +22,10 @@ from bioembed_ray.config import EncoderConfig
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.encoders import registry
 from bioembed_ray.errors import ConfigError, InputError
-from bioembed_ray.label_probe import evaluate
-from bioembed_ray.label_probing import Question, probe_output
-from bioembed_ray.label_report import write_probe
-from bioembed_ray.label_samples import pool, read_windows
+from bioembed_ray.labels.probing import Question, probe_output
+from bioembed_ray.labels.report import write_probe
+from bioembed_ray.labels.samples import pool, read_windows
+from bioembed_ray.labels.scores import evaluate
 from bioembed_ray.results import open_output
 from bioembed_ray.synthetic import write_tones
 from tests.tables import put_table

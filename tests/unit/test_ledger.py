@@ -11,12 +11,13 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from bioembed_ray import ledger_file, schema
+from bioembed_ray import schema
+from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason
-from bioembed_ray.inputs import Recording
-from bioembed_ray.ledger import Known, Ledger, Piece
-from bioembed_ray.metadata import Metadata
+from bioembed_ray.inputs.listing import Recording
+from bioembed_ray.ledger import ledger_file
+from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.segments import Shard, Span
 from bioembed_ray.windows import Coverage

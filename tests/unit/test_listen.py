@@ -10,9 +10,9 @@ import soundfile
 from click.testing import CliRunner
 
 import bioembed_ray
+from bioembed_ray.audio.listen import write_stretch
 from bioembed_ray.cli import commands
 from bioembed_ray.errors import InputError
-from bioembed_ray.listen import write_stretch
 from bioembed_ray.results import Results
 from tests.report_output import write_output
 

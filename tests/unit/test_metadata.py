@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from bioembed_ray import metadata as metadata_module
-from bioembed_ray.metadata import (
+from bioembed_ray.audio import metadata as metadata_module
+from bioembed_ray.audio.metadata import (
     Metadata,
     collect_metadata,
     parse_audiomoth,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from bioembed_ray.decode import native_blocks
+from bioembed_ray.audio.decode import native_blocks
+from bioembed_ray.audio.probe import probe
 from bioembed_ray.errors import Reason, RecordingError
-from bioembed_ray.inputs import Source
-from bioembed_ray.probe import probe
+from bioembed_ray.inputs.listing import Source
 from bioembed_ray.storage import list_objects
 from tests.unit.audio_samples import (
     RATE,

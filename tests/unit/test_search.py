@@ -18,8 +18,8 @@ from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import ConfigError, InputError
 from bioembed_ray.results import Results
-from bioembed_ray.search import Wanted, rough_scores, scan
-from bioembed_ray.search_filters import choose_recordings, on_channel
+from bioembed_ray.search.exact import Wanted, rough_scores, scan
+from bioembed_ray.search.filters import choose_recordings, on_channel
 from tests.unit.search_fixtures import D, cosines, write_output
 
 
@@ -131,7 +131,7 @@ import numpy as np
 import pyarrow as pa
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.rows import Rows
-from bioembed_ray.search import Wanted, scan
+from bioembed_ray.search.exact import Wanted, scan
 
 rows = Rows(sys.argv[1], Dataset("embeddings", "big", "v"), lambda: pa.table({"recording": []}))
 rows.arrow

@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 import pytest
 
 import bioembed_ray
-from bioembed_ray import parts, schema, search_index, storage
+from bioembed_ray import parts, schema, storage
 from bioembed_ray.errors import BrokenOutput, InputError
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.prune import delete, leftovers
 from bioembed_ray.results import Results
 from bioembed_ray.rows import Rows
-from bioembed_ray.search import Stretch, Wanted, scan
+from bioembed_ray.search import index as search_index
+from bioembed_ray.search.exact import Stretch, Wanted, scan
 from bioembed_ray.verify import verify
 from tests.commands import embed, tiny_encoder, without_ray
 from tests.conftest import Bucket

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import bioembed_ray
-from bioembed_ray import search_query
 from bioembed_ray.rows import Rows
-from bioembed_ray.search import Wanted, scan
-from bioembed_ray.search_page import page
+from bioembed_ray.search import query as search_query
+from bioembed_ray.search.exact import Wanted, scan
+from bioembed_ray.search.page import page
 from tests.unit.search_fixtures import embed_archive
 
 

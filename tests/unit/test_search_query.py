@@ -14,12 +14,12 @@ import soxr
 import torch
 
 import bioembed_ray
-from bioembed_ray import search_query
 from bioembed_ray.errors import ConfigError, InputError
 from bioembed_ray.results import Results
 from bioembed_ray.rows import Rows
-from bioembed_ray.search import Wanted, scan
-from bioembed_ray.search_query import Sounding
+from bioembed_ray.search import query as search_query
+from bioembed_ray.search.exact import Wanted, scan
+from bioembed_ray.search.query import Sounding
 from tests import tiny
 from tests.unit.references import sound, write_wave
 from tests.unit.search_fixtures import embed_archive

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bioembed_ray.inputs import Source
+from bioembed_ray.inputs.listing import Source
 from bioembed_ray.segments import (
     MAX_SPANS,
     Cutting,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bioembed_ray import disk, remote, storage
+from bioembed_ray import storage
 from bioembed_ray.errors import (
     ChangedError,
     ConfigError,
@@ -26,7 +26,8 @@ from bioembed_ray.errors import (
     NotFoundError,
     StorageError,
 )
-from bioembed_ray.store_errors import translated
+from bioembed_ray.store import disk, remote
+from bioembed_ray.store.errors import translated
 
 ODD_KEYS = [
     "a b.wav",

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bioembed_ray.errors import InputError
-from bioembed_ray.export_formats import Request, export_all
-from bioembed_ray.token_annotations import token_runs
+from bioembed_ray.exports.formats import Request, export_all
+from bioembed_ray.exports.token_annotations import token_runs
 from tests.unit.output_fixtures import TOKENS, put_part, tokens, write_output
 
 # Of the first recording's tokens 3 3 1 - - 0 2 | 2 2 0 at 0.1 s: unit, start, end.

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bioembed_ray import ledger_file, versions
+from bioembed_ray import versions
+from bioembed_ray.audio.probe import probe
 from bioembed_ray.errors import InputError, RecordingError
-from bioembed_ray.inputs import Recording
+from bioembed_ray.inputs.listing import Recording
 from bioembed_ray.inventory import Probed
+from bioembed_ray.ledger import ledger_file
 from bioembed_ray.plan import Plan, make_plan
-from bioembed_ray.probe import probe
 from bioembed_ray.verify import verify
 from tests.unit.audio_samples import wav
 from tests.unit.references import (

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bioembed_ray import apply
-from bioembed_ray.audio import Track
+from bioembed_ray.audio.spans import Track
 from bioembed_ray.codebooks import blocks
 from bioembed_ray.codebooks.blocks import SampleInfo
 from bioembed_ray.codebooks.card import Codebook

@@ -1,0 +1,1 @@
+"""Bytes become samples: formats, headers, decoding, waveforms."""

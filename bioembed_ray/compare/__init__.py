@@ -1,0 +1,1 @@
+"""Two versions of the same vectors or tokens, side by side."""

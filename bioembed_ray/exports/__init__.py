@@ -1,0 +1,1 @@
+"""Vectors and tokens in the formats of other programs."""

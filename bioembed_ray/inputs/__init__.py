@@ -1,0 +1,1 @@
+"""What is read: prefixes, globs, lists, manifests."""

@@ -1,0 +1,1 @@
+"""Which encoder tells labels apart."""

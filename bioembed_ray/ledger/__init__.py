@@ -1,0 +1,1 @@
+"""What is known of every recording, for archives of any size."""

@@ -1,0 +1,72 @@
+"""One recording in the ledger: header, metadata, where its pieces are, what became of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bioembed_ray.audio.metadata import Metadata
+from bioembed_ray.audio.probe import Header
+from bioembed_ray.datasets import Dataset
+from bioembed_ray.inputs.listing import Recording
+from bioembed_ray.outcomes import Failure, SpanOutcome
+from bioembed_ray.windows import Coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A span's place: which shard, and native samples [start, stop), stop None to the end."""
+
+    shard: str
+    start: int
+    stop: int | None
+
+
+@dataclass(slots=True)
+class Known:
+    """One recording in the ledger.
+
+    Attributes:
+        recording: Name, source, labels.
+        header: None where probing failed.
+        metadata: None where probing failed.
+        failure: Why probing failed.
+        pieces: Its spans, by start.
+        outcomes: What became of each piece in each dataset.
+    """
+
+    recording: Recording
+    header: Header | None = None
+    metadata: Metadata | None = None
+    failure: Failure | None = None
+    pieces: list[Piece] = field(default_factory=list)
+    outcomes: dict[tuple[Dataset, str], SpanOutcome] = field(default_factory=dict)
+
+    @property
+    def n_decoded(self) -> int | None:
+        """Native samples that came, None while some piece is untouched."""
+        best: dict[str, int] = {}
+        for (_, shard), outcome in self.outcomes.items():
+            best[shard] = max(best.get(shard, 0), outcome.n_decoded)
+        if not self.pieces or any(piece.shard not in best for piece in self.pieces):
+            return None
+        return sum(best[piece.shard] for piece in self.pieces)
+
+    @property
+    def n_nonfinite(self) -> int:
+        """NaN and infinite samples that were set to zero."""
+        worst: dict[str, int] = {}
+        for (_, shard), outcome in self.outcomes.items():
+            worst[shard] = max(worst.get(shard, 0), outcome.n_nonfinite)
+        return sum(worst.values())
+
+    @property
+    def status(self) -> str:
+        """Return embedded, partial, failed or pending."""
+        if self.failure is not None:
+            return "pending" if self.failure.reason.is_transient else "failed"
+        if self.n_decoded is None:
+            return "pending"
+        total = sum((outcome.coverage for outcome in self.outcomes.values()), Coverage())
+        if not total.failed and total.total:
+            return "embedded"
+        return "partial" if total.embedded + total.padded else "failed"

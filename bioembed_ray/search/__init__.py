@@ -1,0 +1,1 @@
+"""The windows most like a sound."""

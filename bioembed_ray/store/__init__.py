@@ -1,0 +1,1 @@
+"""Objects on a disk and in buckets, behind `storage.py`."""
