@@ -84,6 +84,8 @@ def run(weights: str) -> None:
    {OUTPUT}/tokens/codebook=hubert-32/   one row of tokens per segment and channel
    {OUTPUT}/export/                      one vector per recording as .npy, with a CSV that names the rows
    {OUTPUT}/runs/                        job, versions, environment and timings of every run
+   .venv/bin/bioembed report {JOB}
+                                      makes pages of all this in {OUTPUT}/report/, to look at and to listen to
    The tones are the case of the avex example notebook: 12 files of 3 s give 72 windows of 1 s every 0.5 s."""
     )
     if weights == "random":
