@@ -1,8 +1,8 @@
 """Requests to a store again, where obstore gives up at once but the next try may well succeed.
 
 obstore itself repeats what a server refuses (5xx), and reads and plain writes that time out or break
-off. It does not repeat a listing whose answer breaks off, a create, conditional write or delete whose
-answer never comes, nor a 404 for an object that the store itself lists.
+off. It does not repeat a listing or a refusal whose answer breaks off, a create, conditional write or
+delete whose answer never comes, nor a 404 for an object that the store itself lists.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def is_broken(error: Exception) -> bool:
     text = str(error).partition("Debug source")[0]
     # "... in 4.1s, after 5 retries, ..." has had its tries.
     is_over = re.search(r"after \d+ retries, max_retries", text) is not None
-    return "HTTP error: " in text and not is_over
+    # A body that broke off comes without the request; obstore has read it again from where it broke.
+    is_request = "Error performing" in text or "Error getting list response body" in text
+    return is_request and "HTTP error: " in text and not is_over
 
 
 def is_spurious(error: Exception) -> bool:

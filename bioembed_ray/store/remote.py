@@ -121,7 +121,7 @@ def _sure(store: ObjectStore, key: str, call: Callable[[], T]) -> T:
     def is_passing(error: Exception) -> bool:
         nonlocal is_there
         if not isinstance(error, FileNotFoundError):
-            return False
+            return is_broken(error)
         # An answer to HEAD has no text, so that the listing says that the bucket is missing.
         is_there = not names_no_bucket(str(error)) and _is_listed(store, key)
         return is_there
@@ -180,7 +180,8 @@ def put(store: ObjectStore, key: str, body: bytes) -> None:
     """Write an object in one step."""
     import obstore
 
-    obstore.put(store, key, body, use_multipart=len(body) > SINGLE_PUT_BYTES)
+    is_large = len(body) > SINGLE_PUT_BYTES
+    again(store, lambda: obstore.put(store, key, body, use_multipart=is_large), is_broken)
 
 
 def put_file(store: ObjectStore, key: str, path: Path) -> None:
