@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers.modeling_utils  # noqa: F401  (seconds, which a forked driver does not pay again)
 
+from bioembed_ray import cluster
 from bioembed_ray.codebooks import fit as codebook_fit
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.run import Result, run_job
@@ -31,12 +33,19 @@ class Here(LocalPool):
         """Nothing to end."""
 
 
+def spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
+    """Call a function on batches of entries, here; a task of Ray's would start a cluster by itself."""
+    for first in range(0, len(entries), size):
+        yield from function(entries[first : first + size])
+
+
 def drive(raw: dict[str, Any], hub_url: str, cache: Path) -> Result:
     """Run a job here, with weights from a hub."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         point_at(patch, hub_url, cache)
         without_ray(patch)
+        patch.setattr(cluster, "spread", spread)
         patch.setattr(codebook_fit, "connect", lambda: None)
         patch.setattr(codebook_fit, "call_each", itertools.starmap)
         patch.setattr(codebook_fit, "cluster_resources", lambda: {"CPU": 1.0})
