@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from bioembed_ray import storage
-from bioembed_ray.errors import InputError, NotFoundError
+from bioembed_ray.errors import InputError, NoBucketError, NotFoundError
 from bioembed_ray.inputs.globs import compile_glob, depth_of, is_glob, split_glob
 from bioembed_ray.inputs.manifest import Label, read_manifest
 from bioembed_ray.inputs.names import (
@@ -134,7 +134,7 @@ def _expand(uri: str) -> tuple[str, Iterator[Found]]:
     objects = storage.list_objects(uri)
     try:
         first = next(objects, None)
-    except NotFoundError:
+    except (NoBucketError, NotFoundError):
         if not is_glob(uri):
             raise
         first = None

@@ -10,7 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioembed_ray.config import InputConfig
-from bioembed_ray.errors import InputError, NotFoundError, Reason, RecordingError
+from bioembed_ray.errors import (
+    InputError,
+    NoBucketError,
+    NotFoundError,
+    Reason,
+    RecordingError,
+)
 from bioembed_ray.inputs.listing import Listing, Recording, Source, list_input, unique
 
 
@@ -447,7 +453,7 @@ def test_an_empty_or_missing_place(tmp_path: Path, s3) -> None:
         listing(f"{s3.uri}/x")
     with pytest.raises(NotFoundError, match=r"/gone: not found"):
         listing(str(tmp_path / "gone"))
-    with pytest.raises(NotFoundError, match=r"s3://no-such-bucket: no such bucket"):
+    with pytest.raises(NoBucketError, match=r"s3://no-such-bucket: no such bucket"):
         listing("s3://no-such-bucket/x")
     with pytest.raises(InputError, match=r"input\.uri: names nothing"):
         listing(())
