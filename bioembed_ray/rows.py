@@ -65,7 +65,7 @@ class Rows:
     @functools.cached_property
     def placement(self) -> dict[str, Any]:
         """What decided where the rows lie: rate, window, hop, tail, channels, time expansion."""
-        found: dict[str, Any] = json.loads(parts.read_metadata(self._entries[0])["placement"])
+        found: dict[str, Any] = json.loads(self.metadata["placement"])
         return found
 
     @functools.cached_property
@@ -149,7 +149,11 @@ class Rows:
         return table.select(_titles(names, options.get("join", ()), self.arrow.schema))
 
     def with_recordings(self, table: pa.Table, join: Sequence[str]) -> pa.Table:
-        """Return a table that has a column `recording` with columns of recordings/; see `batches`."""
+        """Return a table that has a column `recording` with columns of recordings/; see `batches`.
+
+        Raises:
+            InputError: no such column; names those there are.
+        """
         return _joined(table, self._joinable(join), join)
 
     def pandas(self, **options: Any) -> pandas.DataFrame:
@@ -168,7 +172,9 @@ class Rows:
         chosen = options.pop("columns", None) or self.arrow.schema.names
         names = [*(name for name in chosen if name != "embedding"), "embedding"]
         table = self.table(columns=names, **options)
-        return vectors_of(table.column("embedding")), table.drop_columns(["embedding"])
+        # A copy, since Arrow's memory is not for writing and torch complains.
+        vectors = np.array(vectors_of(table.column("embedding")))
+        return vectors, table.drop_columns(["embedding"])
 
     def torch(self, **options: Any) -> tuple[torch.Tensor, pa.Table]:
         """Return what `numpy` does, the vectors as a tensor."""
@@ -176,14 +182,6 @@ class Rows:
 
         vectors, index = self.numpy(**options)
         return torch.from_numpy(vectors), index
-
-    def beside(self, table: pa.Table, names: Sequence[str]) -> pa.Table:
-        """Return a table of ours or of its reader's with columns of its recordings; see `batches`.
-
-        Raises:
-            InputError: no such column; names those there are.
-        """
-        return _joined(table, self._joinable(names), names)
 
     def _filter(
         self, where: pc.Expression | None, among: pc.Expression | None
@@ -204,12 +202,15 @@ class Rows:
         return table.select(list(dict.fromkeys(["recording", *names])))
 
 
-def vectors_of(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """Return the vectors of a fixed-size list column: (n, D) float32."""
-    array = column.combine_chunks()
-    flat = array.flatten().to_numpy(zero_copy_only=False)
-    # A copy, since Arrow's memory is not for writing and torch complains.
-    return np.array(flat, np.float32).reshape(-1, array.type.list_size)  # (n, D)
+def vectors_of(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """Return the vectors of a fixed-size list column: (n, D) float32.
+
+    What is stored as float32 is not copied, and so is not for writing.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    vectors: npt.NDArray[np.float32] = flat.reshape(-1, array.type.list_size)  # (n, D)
+    return vectors
 
 
 def _check_columns(names: Sequence[str], known: Sequence[str], where: str) -> None:

@@ -77,6 +77,27 @@ class Rows:
         return f"{name}, channel {self.channel[row]}, position {self.position[row]}, patch {self.patch[row]}"
 
 
+def row_hashes(
+    recordings: Sequence[str],
+    recording: npt.NDArray[np.integer],
+    channel: npt.NDArray[np.integer],
+    start_s: npt.NDArray[np.float64],
+    patch: npt.NDArray[np.integer] | None = None,
+) -> Hashes:
+    """Return the hash of every row that is placed by its second: (N,) uint64.
+
+    Args:
+        recordings: Names.
+        recording: (N,) index into the names.
+        channel: (N,) channel.
+        start_s: (N,) seconds from the recording's start.
+        patch: (N,) frequency patch; 0 without it.
+    """
+    position = np.rint(start_s * POSITIONS_PER_S).astype(np.int64)
+    patch = np.zeros_like(position) if patch is None else patch
+    return frame_hashes(recordings, recording, channel, position, patch)
+
+
 def read_part(uri: str, with_vectors: bool) -> Iterator[Rows]:
     """Yield the rows of a part, some at a time.
 

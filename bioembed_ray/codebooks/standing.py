@@ -15,6 +15,7 @@ from bioembed_ray.config import Job
 from bioembed_ray.datasets import Output, PlannedEncoder, Tokens
 from bioembed_ray.outcomes import PartOutcome, outcome_from_json
 from bioembed_ray.plan import Plan
+from bioembed_ray.rows import vectors_of
 from bioembed_ray.segments import Shard
 
 
@@ -91,9 +92,7 @@ def _columns(table: pa.Table, scale: int) -> tuple[list[tuple[str, int]], Any, A
         start = table.column("sample").to_numpy()
     else:
         start = np.rint(table.column("start_s").to_numpy() * scale).astype(np.int64)
-    flat = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors = flat.reshape(len(place), -1).astype(np.float32, copy=False)
-    return list(numbers), place, start, vectors
+    return list(numbers), place, start, vectors_of(table.column("embedding"))
 
 
 def namings(plan: Plan) -> list[Naming]:

@@ -124,7 +124,7 @@ def search(job: str | None, output: str | None, overrides: Sequence[str], **opti
     known = results.recordings().column_names
     extra = [*USUAL, *(pair.partition("=")[0] for pair in asked.where), *asked.join]
     usual = [name for name in dict.fromkeys(extra) if name in known or name in asked.join]
-    hits = rows.beside(found.hits, [name for name in usual if name != "recording"])
+    hits = rows.with_recordings(found.hits, [name for name in usual if name != "recording"])
     _give(rows, hits, query, kind, asked.target)
 
 

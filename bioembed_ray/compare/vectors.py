@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bioembed_ray.codebooks.frame_parts import POSITIONS_PER_S
-from bioembed_ray.codebooks.sample import frame_hashes
+from bioembed_ray.codebooks.frame_parts import row_hashes
+from bioembed_ray.rows import vectors_of
 
 # Windows whose neighbours are compared: those with the smallest hashes.
 NEIGHBOURS, NEIGHBOUR_SAMPLE = 10, 2000
@@ -73,7 +73,10 @@ class VectorChange:
             return
         kept = old.select(KEYS).take(pa.array(rows_old))
         names, recording = np.unique(kept.column("recording").to_pylist(), return_inverse=True)
-        before, after = _vectors(old, rows_old), _vectors(new, rows_new)
+        before, after = (
+            vectors_of(old.column("embedding"))[rows_old],
+            vectors_of(new.column("embedding"))[rows_new],
+        )
         if before.shape[1] == after.shape[1]:
             cosines = _cosines(before, after)
             self.histogram += np.histogram(cosines, COSINE_BINS)[0]
@@ -83,8 +86,7 @@ class VectorChange:
                 known = self.by_recording.get(name, (0, 0.0))
                 self.by_recording[name] = (known[0] + int(count), known[1] + float(total))
         channel = kept.column("channel").to_numpy()
-        micros = np.rint(kept.column("start_s").to_numpy() * POSITIONS_PER_S).astype(np.int64)
-        hashes = frame_hashes(names.tolist(), recording, channel, micros, np.zeros_like(recording))
+        hashes = row_hashes(names.tolist(), recording, channel, kept.column("start_s").to_numpy())
         self._keep_smallest(hashes, before, after)
 
     def _keep_smallest(
@@ -115,13 +117,6 @@ class VectorChange:
             most = sorted(means, key=lambda name: (means[name], name))[:MOST_MOVED]
             found["most_moved"] = {name: means[name] for name in most}
         return found
-
-
-def _vectors(table: pa.Table, rows: npt.NDArray[np.int64]) -> Vectors:
-    column = table.column("embedding").combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    vectors: Vectors = flat.reshape(-1, column.type.list_size)[rows]
-    return vectors
 
 
 def _cosines(before: Vectors, after: Vectors) -> npt.NDArray[np.float64]:

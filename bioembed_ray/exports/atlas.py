@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bioembed_ray import storage
-from bioembed_ray.exports.rows import Chosen, batch_vectors
+from bioembed_ray.exports.rows import Chosen
+from bioembed_ray.rows import vectors_of
 from bioembed_ray.umap_maps import FittedMap, fit_map
 
 N_FIT = 20_000
@@ -79,7 +80,7 @@ def _sample(chosen: Chosen, drawn: npt.NDArray[np.int64]) -> Vectors:
     low = 0
     for batch in chosen.batches(is_described=False):
         first, last = np.searchsorted(drawn, (low, low + len(batch)))
-        found.append(batch_vectors(batch)[drawn[first:last] - low])
+        found.append(vectors_of(batch.column("embedding"))[drawn[first:last] - low])
         low += len(batch)
     return np.concatenate(found)
 
@@ -92,7 +93,7 @@ def _coordinates(
     points[places] = fitted.coordinates[inside]
     rest = np.setdiff1d(np.arange(len(batch)), places)
     if len(rest):
-        points[rest] = fitted.place(batch_vectors(batch)[rest])
+        points[rest] = fitted.place(vectors_of(batch.column("embedding"))[rest])
     return points
 
 

@@ -20,7 +20,8 @@ from bioembed_ray import schema, storage
 from bioembed_ray.errors import InputError
 from bioembed_ray.exports import hoplite_tables as tables
 from bioembed_ray.exports.hoplite_tables import Column, Deployment, Recording
-from bioembed_ray.exports.rows import Chosen, batch_vectors
+from bioembed_ray.exports.rows import Chosen
+from bioembed_ray.rows import vectors_of
 
 # Columns of the database that are no further columns.
 TAKEN = {"id", "filename", "datetime", "deployment_id", "recording", "deployment"}
@@ -200,7 +201,7 @@ def _index(dim: int) -> Any:
 def _add_windows(chosen: Chosen, ids: dict[str, int], database: Any, index: Any) -> int:
     n_rows = 0
     for batch in chosen.batches(is_described=False):
-        vectors = _half(batch_vectors(batch), chosen.name)
+        vectors = _half(vectors_of(batch.column("embedding")), chosen.name)
         unknown = set(batch.column("recording").to_pylist()) - ids.keys()
         if unknown:
             raise InputError(

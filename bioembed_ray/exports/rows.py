@@ -121,12 +121,6 @@ def chosen_of(
     return [Chosen(name, results.windows(name, version), level, pool) for name in names]
 
 
-def batch_vectors(batch: pa.RecordBatch | pa.Table) -> npt.NDArray[np.float32]:
-    """Return the vectors of a batch: (n, D) float32."""
-    column = batch.column("embedding")
-    return vectors_of(column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]))
-
-
 def pool_windows(batches: Iterable[pa.RecordBatch | pa.Table], pool: Pool) -> pa.Table:
     """Return one row per recording and channel, sorted: its number of windows, its vector.
 
@@ -143,7 +137,7 @@ def pool_windows(batches: Iterable[pa.RecordBatch | pa.Table], pool: Pool) -> pa
     dim = 0
     for batch in batches:
         # A day has 172,800 windows: summed in float32 their mean is off by 1e-5.
-        vectors = batch_vectors(batch).astype(np.float64)
+        vectors = vectors_of(batch.column("embedding")).astype(np.float64)
         dim = vectors.shape[1]
         edges, keys = _stretches(batch)
         groups = np.split(vectors, edges[1:]) if edges else []

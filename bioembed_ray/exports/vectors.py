@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from bioembed_ray import storage
-from bioembed_ray.exports.rows import Chosen, Level, Pool, batch_vectors, pool_windows
+from bioembed_ray.exports.rows import Chosen
+from bioembed_ray.rows import vectors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,12 @@ class Exported:
     columns: tuple[str, ...]
 
 
-def export(table: pa.Table, level: Level, pool: Pool) -> Exported:
-    """Return vectors per window, or pooled per recording and channel.
-
-    Args:
-        table: Window rows, by recording, channel and start.
-        level: `window` or `recording`.
-        pool: Over a recording's windows: `mean`, `max`, or `concat` for all of them in a row.
-
-    Raises:
-        InputError: `concat` over recordings with different numbers of windows.
-    """
-    return as_arrays(table if level == "window" else pool_windows([table], pool))
-
-
 def as_arrays(table: pa.Table) -> Exported:
     """Return the vectors of a table, and its other columns as their index."""
     columns = tuple(name for name in table.column_names if name != "embedding")
     index = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
-    return Exported(batch_vectors(table), index, columns)
+    # A copy, since Arrow's memory is not for writing and torch complains.
+    return Exported(np.array(vectors_of(table.column("embedding"))), index, columns)
 
 
 def write(exported: Exported, uri: str, formats: tuple[str, ...]) -> list[str]:
@@ -116,7 +104,7 @@ def export_csv(chosen: Chosen, folder: str) -> Iterator[str]:
 
 
 def _wide(batch: pa.RecordBatch) -> pa.RecordBatch:
-    vectors = batch_vectors(batch)
+    vectors = vectors_of(batch.column("embedding"))
     columns = {n: batch.column(n) for n in batch.schema.names if n != "embedding"}
     columns |= {f"e{d}": pa.array(vectors[:, d]) for d in range(vectors.shape[1])}
     return pa.RecordBatch.from_pydict(columns)

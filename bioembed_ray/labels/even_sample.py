@@ -5,12 +5,11 @@ Recordings are asked for as many rows as `quotas` says, and give those with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from bioembed_ray.codebooks.sample import Hashes, frame_hashes, quotas
+from bioembed_ray.codebooks.sample import Hashes, quotas
 from bioembed_ray.labels.task import Ints
 
 LARGEST = np.iinfo(np.uint64).max
@@ -50,24 +49,6 @@ def limits(rows: Callable[[], Iterable[tuple[Ints, Hashes]]], counts: Ints, n: i
     found = np.zeros(len(counts), np.uint64)
     np.maximum.at(found, kept_recording, kept_hash)
     return found
-
-
-def row_hashes(
-    recordings: Sequence[str],
-    recording: Ints,
-    channel: npt.NDArray[np.integer],
-    start_s: npt.NDArray[np.float64],
-    patch: npt.NDArray[np.integer] | None = None,
-) -> Hashes:
-    """Return the hash of every row, from its recording, channel, microsecond and patch."""
-    position = np.round(start_s * 1e6).astype(np.int64)
-    return frame_hashes(
-        recordings,
-        recording,
-        channel,
-        position,
-        np.zeros_like(position) if patch is None else patch,
-    )
 
 
 def _smallest(recording: Ints, hashes: Hashes, quota: Ints) -> tuple[Ints, Hashes]:

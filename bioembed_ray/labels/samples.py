@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bioembed_ray.codebooks.frame_parts import row_hashes
 from bioembed_ray.codebooks.sample import Hashes
-from bioembed_ray.labels.even_sample import limits, row_hashes
+from bioembed_ray.labels.even_sample import limits
 from bioembed_ray.labels.scores import Samples
 from bioembed_ray.labels.task import Ints
 from bioembed_ray.rows import Rows, vectors_of
@@ -51,7 +52,7 @@ def read_windows(rows: Rows, recordings: Sequence[str], n: int) -> tuple[Samples
     for batch in _batches(rows, recordings, (*KEY, "embedding")):
         place, hashes = _hashed(batch, recordings)
         chosen = batch.filter(pa.array(hashes <= highest[place]))
-        kept_vectors.append(vectors_of(pa.chunked_array([chosen.column("embedding")])))
+        kept_vectors.append(vectors_of(chosen.column("embedding")))
         kept_keys.append(
             np.stack([_places(chosen, recordings), *(_column(chosen, k) for k in KEY[1:])])
         )

@@ -152,8 +152,8 @@ def nearest_places(
     n_all, n_seen = rows.count(), 0
     for batch in _some_batches(rows, n_all, most_vectors):
         n_seen += len(batch)
-        vectors = vectors_of(pa.chunked_array([batch.column("embedding")]))
-        token, distance = assign(vectors, codes)
+        # A copy, since Arrow's memory is not for writing and torch complains.
+        token, distance = assign(np.array(vectors_of(batch.column("embedding"))), codes)
         encoded = batch.column("recording").dictionary_encode()
         number = [numbers.setdefault(n, len(numbers)) for n in encoded.dictionary.to_pylist()]
         places = Candidates(

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bioembed_ray.codebooks.frame_parts import POSITIONS_PER_S
-from bioembed_ray.codebooks.sample import frame_hashes, track_digest
+from bioembed_ray.codebooks.frame_parts import row_hashes
+from bioembed_ray.codebooks.sample import track_digest
 from bioembed_ray.rows import Rows, vectors_of
 
 COLUMNS = ("recording", "channel", "start_s", "end_s", "valid_s", "embedding")
@@ -120,7 +120,7 @@ def sample_windows(
     totals = [0, 0, 0]
     width = rows.arrow.schema.field("embedding").type.list_size
     for batch in rows.batches(columns=COLUMNS):
-        vectors = vectors_of(pa.chunked_array([batch.column("embedding")]))
+        vectors = vectors_of(batch.column("embedding"))
         is_finite = np.isfinite(vectors).all(axis=1)
         totals[0] += len(batch)
         totals[1] += int((~is_finite).sum())
@@ -224,12 +224,11 @@ class _Means:
 
 def _hashes(batch: pa.RecordBatch) -> npt.NDArray[np.uint64]:
     coded = batch.column("recording").dictionary_encode()
-    return frame_hashes(
+    return row_hashes(
         coded.dictionary.to_pylist(),
         coded.indices.to_numpy(),
         batch.column("channel").to_numpy(),
-        np.rint(batch.column("start_s").to_numpy() * POSITIONS_PER_S).astype(np.int64),
-        np.zeros(len(batch), np.int64),
+        batch.column("start_s").to_numpy(),
     )
 
 

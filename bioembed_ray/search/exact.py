@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bioembed_ray.errors import InputError
-from bioembed_ray.rows import BATCH_ROWS, Rows
+from bioembed_ray.rows import BATCH_ROWS, Rows, vectors_of
 
 Metric = Literal["cosine", "dot"]
 Vectors = npt.NDArray[np.float32]
@@ -195,7 +195,7 @@ class _Pool:
         if not batch.num_rows:
             return
         wanted = self.wanted
-        vectors = batch_vectors(batch)
+        vectors = vectors_of(batch.column("embedding"))
         self.n_compared += len(vectors)
         rows = self._hopeful(vectors)
         scores = exact_scores(vectors[rows], wanted.queries, wanted.metric)
@@ -234,14 +234,6 @@ class _Pool:
         With a limit per recording too: a hit leaves only for a better one of its recording.
         """
         return -self.hits[-1][0] if len(self.hits) == self.wanted.top else -np.inf
-
-
-def batch_vectors(batch: pa.RecordBatch) -> Vectors:
-    """Return a batch's vectors (n, D) float32, without a copy where they are stored so."""
-    column = batch.column("embedding")
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    vectors: Vectors = flat.reshape(-1, column.type.list_size)
-    return vectors
 
 
 def _without(batch: pa.RecordBatch, own: Stretch) -> pa.RecordBatch:

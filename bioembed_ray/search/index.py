@@ -27,13 +27,12 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.errors import BrokenOutput, ConfigError, InputError, NotFoundError
-from bioembed_ray.rows import Rows
+from bioembed_ray.rows import Rows, vectors_of
 from bioembed_ray.search.exact import (
     PLACE,
     Found,
     Vectors,
     Wanted,
-    batch_vectors,
     best,
     check_queries,
     scan,
@@ -106,7 +105,7 @@ def build(rows: Rows) -> Iterator[str]:
         with pq.ParquetWriter(table, ROWS_SCHEMA, compression="zstd") as writer:
             for shard in shards:
                 for first, batch in part_batches(rows, shard, COLUMNS):
-                    vectors = batch_vectors(batch)
+                    vectors = vectors_of(batch.column("embedding"))
                     keys = np.flatnonzero(_indexable(vectors))
                     n_left_out += len(vectors) - len(keys)
                     threads = 1 if n_rows < ADDED_ALONE else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -107,7 +106,7 @@ def _clips(rows: Rows, hits: Iterable[dict[str, Any]]) -> dict[int, Clip | str]:
     known = clips.find_recordings(
         Results(rows.output), list(dict.fromkeys(name for name, _ in by_track))
     )
-    placement = json.loads(rows.metadata["placement"])
+    placement = rows.placement
     heard_hz = placement["rate_hz"] * placement["time_expansion"] / 2
     made: dict[int, Clip | str] = {}
     for (name, channel), own in by_track.items():

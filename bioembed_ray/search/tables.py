@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
@@ -123,7 +122,7 @@ def annotations_of(rows: Rows, hits: pa.Table) -> list[Annotation]:
         .select(["recording", "uri", "offset", "row", "rate_hz", "duration_s"])
         .to_pylist()
     }
-    placement = json.loads(rows.metadata["placement"])
+    placement = rows.placement
     heard_hz = placement["rate_hz"] * placement["time_expansion"]
     found = []
     for hit in hits.select(SCHEMA.names).to_pylist():

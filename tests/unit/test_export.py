@@ -16,7 +16,8 @@ import torch
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
-from bioembed_ray.exports.vectors import export, write
+from bioembed_ray.exports.rows import Level, Pool, pool_windows
+from bioembed_ray.exports.vectors import Exported, as_arrays, write
 from bioembed_ray.partitions import find_dataset, list_datasets
 from bioembed_ray.results import Results
 
@@ -39,6 +40,10 @@ def table_of(counts: dict[tuple[str, int], int], dtype: str = "float32", seed: i
         for k in range(n)
     ]
     return pa.Table.from_pylist(rows, schema=schema.embeddings(3, dtype))
+
+
+def export(table: pa.Table, level: Level, pool: Pool) -> Exported:
+    return as_arrays(table if level == "window" else pool_windows([table], pool))
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

@@ -57,7 +57,7 @@ def seconds(mp3: bytes) -> float:
 
 def test_every_hit_is_seen_and_heard_in_its_surroundings(rows: Rows) -> None:
     query = search_query.from_window(rows, "a.wav", 2.0, None)
-    hits = rows.beside(scan(rows, Wanted(query.vectors, 5)).hits, ["rate_hz"])
+    hits = rows.with_recordings(scan(rows, Wanted(query.vectors, 5)).hits, ["rate_hz"])
     parsed = Parsed(page(rows, hits, "<a.wav> & more"))
     assert parsed.all("li", "id") == [f"hit-{k}" for k in range(1, 6)]
     assert "Like <a.wav> & more" in parsed.text
