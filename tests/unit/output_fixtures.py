@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
-from tests.tables import put_table
+from tests.tables import put_table, shuffled, window_rows
 
 D = 6
 ENCODER = Dataset("embeddings", "fake", "v1")
@@ -64,22 +64,12 @@ def known(root: str) -> pa.Table:
 
 def windows(dim: int = D, dtype: str = "float32", seed: int = 0) -> pa.Table:
     """Return the windows of all recordings, a second every half second, in random order."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "recording": name,
-            "channel": channel,
-            "start_s": k / 2,
-            "end_s": k / 2 + 1,
-            "valid_s": 1.0 if k < n_windows - 1 else 0.5,
-            "embedding": rng.standard_normal(dim).astype(dtype),
-        }
+    tracks = [
+        (name, channel, n_windows)
         for name, channels, n_windows, _ in RECORDINGS
         for channel in range(channels)
-        for k in range(n_windows)
     ]
-    table = pa.Table.from_pylist(rows, schema=schema.embeddings(dim, dtype))
-    return table.take(rng.permutation(len(table)))
+    return shuffled(window_rows(tracks, dim, seed=seed, dtype=dtype, last_valid_s=0.5), seed)
 
 
 def tokens() -> pa.Table:

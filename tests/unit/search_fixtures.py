@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.datasets import Dataset
+from tests import tables
 from tests.commands import embed, tiny_encoder, without_ray
+from tests.tables import put_table, shuffled
 from tests.tiny import torchscript
 from tests.unit.references import sound, write_wave
 
@@ -39,29 +39,9 @@ COMMON = {
 }
 
 
-def put_table(uri: str, table: pa.Table, **options: object) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, **options)
-    storage.put(uri, sink.getvalue())
-
-
 def window_rows(names: list[str], seed: int, n: int = 40) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "recording": name,
-            "channel": channel,
-            "start_s": k / 2,
-            "end_s": k / 2 + 1,
-            "valid_s": 1.0,
-            "embedding": rng.standard_normal(D),
-        }
-        for name in names
-        for channel in (0, 1)
-        for k in range(n)
-    ]
-    table = pa.Table.from_pylist(rows, schema=schema.embeddings(D, "float32"))
-    return table.take(rng.permutation(len(table)))
+    tracks = [(name, channel, n) for name in names for channel in (0, 1)]
+    return shuffled(tables.window_rows(tracks, D, seed=seed), seed)
 
 
 def write_output(root: str) -> None:

@@ -13,33 +13,21 @@ import pyarrow as pa
 import pytest
 import torch
 
-from bioembed_ray import parts, schema, storage
+from bioembed_ray import parts, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
 from bioembed_ray.exports.rows import Level, Pool, pool_windows
 from bioembed_ray.exports.vectors import Exported, as_arrays, write
 from bioembed_ray.partitions import find_dataset, list_datasets
 from bioembed_ray.results import Results
+from tests.tables import window_rows
 
 DATASET = Dataset("embeddings", "fake", "v1")
 
 
 def table_of(counts: dict[tuple[str, int], int], dtype: str = "float32", seed: int = 0) -> pa.Table:
     """Return windows for (recording, channel) -> count, times half a second apart."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "recording": name,
-            "channel": channel,
-            "start_s": k / 2,
-            "end_s": k / 2 + 1,
-            "valid_s": 1.0,
-            "embedding": rng.standard_normal(3).astype(dtype),
-        }
-        for (name, channel), n in counts.items()
-        for k in range(n)
-    ]
-    return pa.Table.from_pylist(rows, schema=schema.embeddings(3, dtype))
+    return window_rows([(*track, n) for track, n in counts.items()], 3, seed=seed, dtype=dtype)
 
 
 def export(table: pa.Table, level: Level, pool: Pool) -> Exported:

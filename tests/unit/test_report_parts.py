@@ -33,29 +33,15 @@ from bioembed_ray.report.sampling import Points, sample_windows
 from bioembed_ray.report.vectors import find_twins, typical_cosine
 from bioembed_ray.results import Results
 from tests.report_output import put_json, put_part, write_output
+from tests.tables import shuffled, window_rows
 
 D = 6
 WINDOWS = Dataset("embeddings", "fake", "v1")
 
 
 def window_table(names: list[str], n: int, seed: int) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "recording": name,
-            "channel": channel,
-            "start_s": k / 2,
-            "end_s": k / 2 + 1,
-            "valid_s": 1.0 if k < n - 1 else 0.5,
-            "embedding": rng.standard_normal(D),
-        }
-        for name in names
-        for channel in (0, 1)
-        for k in range(n)
-    ]
-    return pa.Table.from_pylist(rows, schema.embeddings(D, "float32")).take(
-        rng.permutation(len(rows))
-    )
+    tracks = [(name, channel, n) for name in names for channel in (0, 1)]
+    return shuffled(window_rows(tracks, D, seed=seed, last_valid_s=0.5), seed)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from bioembed_ray import parts, schema, storage
 from bioembed_ray.codebooks.card import Codebook, codebook_bytes
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
-from tests.tables import put_table
+from tests.tables import put_table, shuffled, window_rows
 
 WINDOWS = Dataset("embeddings", "fake", "v1")
 TOKENS = Dataset("tokens", "book", "t1")
@@ -26,29 +26,15 @@ D = 4
 SITES = {"a.wav": "marsh", "b/ü.wav": "forest", "c.wav": None}
 
 
-def window_rows(names: list[str], seed: int = 0) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "recording": name,
-            "channel": channel,
-            "start_s": k / 2,
-            "end_s": k / 2 + 1,
-            "valid_s": 1.0,
-            "embedding": rng.standard_normal(D),
-        }
-        for name in names
-        for channel in (0, 1)
-        for k in range(40)
-    ]
-    table = pa.Table.from_pylist(rows, schema=schema.embeddings(D, "float32"))
-    return table.take(rng.permutation(len(table)))
+def rows_of(names: list[str], seed: int = 0) -> pa.Table:
+    tracks = [(name, channel, 40) for name in names for channel in (0, 1)]
+    return shuffled(window_rows(tracks, D, seed=seed), seed)
 
 
 def write_output(root: str) -> None:
     """Two parts of vectors, one of tokens, a codebook, recordings/ and failures/."""
-    put_table(parts.part_uri(root, WINDOWS, "s1"), window_rows(["a.wav", "c.wav"]))
-    put_table(parts.part_uri(root, WINDOWS, "s2"), window_rows(["b/ü.wav", "unknown.wav"], 1))
+    put_table(parts.part_uri(root, WINDOWS, "s1"), rows_of(["a.wav", "c.wav"]))
+    put_table(parts.part_uri(root, WINDOWS, "s2"), rows_of(["b/ü.wav", "unknown.wav"], 1))
     tokens = {"recording": "a.wav", "channel": 0, "start_s": 0.0, "hop_s": 0.02, "per_step": 1}
     rows = [tokens | {"tokens": [3, None, 1]}]
     put_table(
@@ -96,7 +82,7 @@ def test_rows_are_joined_with_their_recordings(output: str) -> None:
     found = bioembed_ray.open(output).windows("fake").pandas(join=["site", "channel"])
     wanted = by_duckdb(output, "")
     assert len(found) == 4 * 2 * 40
-    assert list(found.columns) == [*window_rows([]).column_names, "site", "recording_channel"]
+    assert list(found.columns) == [*rows_of([]).column_names, "site", "recording_channel"]
     for name in ("recording", "channel", "start_s", "end_s", "valid_s"):
         assert found[name].tolist() == wanted[name].tolist()
     assert np.array_equal(np.stack(found["embedding"]), np.stack(wanted["embedding"]))
