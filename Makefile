@@ -23,15 +23,17 @@ $(BIN)/python:
 $(BIN)/uv: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
 
+# Compiled once here: every process of Ray imports torch and more, and where Python may not write its
+# bytecode (PYTHONDONTWRITEBYTECODE, as in many containers) each would compile all of it again.
 $(READY): requirements/lock.txt pyproject.toml | $(BIN)/python $(filter $(BIN)/uv,$(UV))
-	$(UV) pip install --quiet --python $(BIN)/python -r requirements/lock.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements/lock.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 # The packages whose files we write, for tests that open them. --no-deps, since perch-hoplite asks for
 # an older pandas than avex does and runs with either.
 $(VENV)/.peers: requirements/peers.txt $(READY)
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements/peers.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/peers.txt
 	@touch $@
 
 demo: $(READY) ## embed a made-up archive, check it, look at it (WEIGHTS=pretrained for the real models)

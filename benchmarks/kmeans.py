@@ -37,9 +37,8 @@ from bioembed_ray.codebooks.fit_steps import iteration, sample_folder
 from bioembed_ray.codebooks.fit_worker import Head, Share, Worker
 from bioembed_ray.codebooks.frame_parts import Rows
 from bioembed_ray.codebooks.lloyd import State
-from bioembed_ray.codebooks.partial_sums import group_rows
 from bioembed_ray.codebooks.rule import Fit, LloydRule
-from bioembed_ray.codebooks.sample import SampleRule
+from bioembed_ray.codebooks.sample import SampleRule, group_rows
 from bioembed_ray.codebooks.seeding import plus_plus
 
 ITERATIONS = 10

@@ -30,8 +30,9 @@ from bioembed_ray.codebooks.card import usage
 from bioembed_ray.codebooks.frame_parts import Rows
 from bioembed_ray.config import TrainingConfig
 from bioembed_ray.synthetic import write_archive
-from bioembed_ray.vqvae.course import Material, Place, group_sums, run_course, statistics
+from bioembed_ray.vqvae.course import Place, run_course
 from bioembed_ray.vqvae.learning import batch_rows
+from bioembed_ray.vqvae.material import Material, group_sums, statistics
 from bioembed_ray.vqvae.mel import filter_bank, log_mel, mel_rule
 
 RATE_HZ = 48_000

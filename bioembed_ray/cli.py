@@ -58,12 +58,12 @@ def init(path: str, uri: str, output: str, encoders: str, force: bool) -> None:
 @takes_job
 def plan(loaded: Job) -> None:
     """Say what a run would do; nothing is written."""
-    from bioembed_ray import cluster
+    from bioembed_ray import probing
     from bioembed_ray.codebooks import wanted
     from bioembed_ray.plan import list_again, make_plan
     from bioembed_ray.plan_text import describe_plan
 
-    found = make_plan(loaded, cluster.probe_recordings, cluster.list_members)
+    found = make_plan(loaded, probing.probe_recordings, probing.list_members)
     codebooks = wanted.wanted_codebooks(loaded, found.encoders)
     applied, missing = wanted.with_tokens(found.encoders, codebooks)
     list_again(found, applied)

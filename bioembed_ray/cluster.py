@@ -1,4 +1,4 @@
-"""The Ray cluster: joining it, what it has, small tasks spread over it."""
+"""The Ray cluster: joining it, and what it has."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-from bioembed_ray.audio.containers import members
-from bioembed_ray.audio.probe import probe
-from bioembed_ray.errors import BioembedError, ConfigError, Reason, RecordingError, StorageError
-from bioembed_ray.inputs.listing import Container, Recording
-from bioembed_ray.inventory import Probed
+from bioembed_ray.errors import BioembedError, ConfigError
 from bioembed_ray.store.stores import OPTIONS_VARIABLE, announced
-
-PROBE_BATCH = 32
-
 
 # How long a cluster's head may take to accept a connection.
 ANSWER_S = 10.0
@@ -136,88 +128,6 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
-
-
-def probe_recordings(recordings: list[Recording]) -> Iterator[Probed]:
-    """Read headers in parallel on the cluster; yields in any order.
-
-    A file that kills its worker is found by splitting the batch, and is left out of the answer.
-    """
-    yield from spread(_probe_batch, recordings, PROBE_BATCH)
-
-
-def list_members(containers: list[Container]) -> Iterator[Recording]:
-    """List what is inside tar and Parquet objects, in parallel on the cluster."""
-    for found in spread(_list_batch, containers, 1):
-        if isinstance(found, Exception):
-            raise found
-        yield from found
-
-
-def spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
-    """Call a function on batches of entries on the cluster; yield the answers one by one, in any order.
-
-    What kills its worker is found by splitting the batch, and is left out.
-    """
-    import ray
-
-    connect()
-    # A batch that dies is split at once; one alone may have had bad luck.
-    remote = ray.remote(function)
-    several, alone = (remote.options(num_cpus=0.5, max_retries=retries) for retries in (0, 2))
-    batches = [entries[i : i + size] for i in range(0, len(entries), size)]
-    batches.reverse()
-    pending: dict[Any, Sequence[Any]] = {}
-    in_flight = max(16, int(cluster_resources().get("CPU", 1)) * 4)
-    while batches or pending:
-        while batches and len(pending) < in_flight:
-            batch = batches.pop()
-            task = several if len(batch) > 1 else alone
-            pending[task.remote(batch)] = batch
-        ready, _ = ray.wait(list(pending), num_returns=1)
-        batch = pending.pop(ready[0])
-        try:
-            yield from ray.get(ready[0])
-        except (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.OutOfMemoryError,
-            ray.exceptions.NodeDiedError,
-        ):
-            if len(batch) > 1:
-                half = len(batch) // 2
-                batches += [batch[:half], batch[half:]]
-
-
-def _probe_batch(recordings: Sequence[Recording]) -> list[Probed]:
-    return [_probe_one(recording) for recording in recordings]
-
-
-def _probe_one(recording: Recording) -> Probed:
-    try:
-        path = recording.labels.get("path")
-        name = (
-            path if recording.source.row is not None and isinstance(path, str) else recording.name
-        )
-        header, metadata = probe(recording.source, name)
-    except RecordingError as error:
-        return Probed(recording.name, reason=error.reason, detail=error.detail)
-    except StorageError as error:
-        return Probed(recording.name, reason=Reason.STORAGE, detail=str(error))
-    # Foreign decoders on damaged headers; one recording must not stop the run.
-    except Exception as error:  # noqa: BLE001
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return Probed(recording.name, reason=Reason.DAMAGED, detail=detail)
-    return Probed(recording.name, header, metadata)
-
-
-def _list_batch(containers: Sequence[Container]) -> list[Any]:
-    found: list[Any] = []
-    for container in containers:
-        try:
-            found.append(list(members(container)))
-        except BioembedError as error:
-            found.append(error)
-    return found
 
 
 def cluster_resources() -> dict[str, float]:

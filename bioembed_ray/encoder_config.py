@@ -101,14 +101,15 @@ class TrainingConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of weights, batches and revived codes."""
     workers: int | Literal["auto"] = "auto"
-    """How many train together; `auto` is one per GPU, or one per CPU core up to 4."""
+    """How many train together; `auto` is one per GPU, or one per CPU core up to 4. 0 trains in the run's own
+    process (local mode of Ray Train): the same as 1, without the time that starting workers takes."""
     edition: int = Field(default=1, ge=1)
     """Raise it to train again on the archive as it now is."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
-        if isinstance(self.workers, int) and self.workers < 1:
-            raise ValueError("workers: use 1 or more, or auto")
+        if isinstance(self.workers, int) and self.workers < 0:
+            raise ValueError("workers: use 1 or more, 0 for the run's own process, or auto")
         return self
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bioembed_ray import cluster, current, lease, signals, storage, stream, summary
+from bioembed_ray import cluster, current, lease, probing, signals, storage, stream, summary
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_archive
 from bioembed_ray.codebooks.fit import fit_codebook
@@ -68,7 +68,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
     stores.announce(job.storage, job.output)
     storage.check_writable(job.output)
     with signals.stopping(), lease.hold(job.output, "bioembed run") as lost:
-        plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
+        plan = make_plan(job, probing.probe_recordings, probing.list_members)
         for note in plan.notes:
             say(f"warning: {note}")
         for name, reason in current.reasons(job.output, plan.encoders):

@@ -13,20 +13,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TextIO
-
-import numpy as np
 
 from bioembed_ray import storage
 from bioembed_ray.cluster import cluster_resources, connect
 from bioembed_ray.codebooks import blocks
 from bioembed_ray.codebooks.card import CARD_KEY, CODEBOOK_KEY, card_bytes, read_card
-from bioembed_ray.codebooks.fit import call_each
 from bioembed_ray.codebooks.gather import gather_sample
 from bioembed_ray.errors import BioembedError, ConfigError, InputError
+from bioembed_ray.tasks import call_each
+from bioembed_ray.vqvae.material import Material, group_sums, statistics
 from bioembed_ray.vqvae.model_file import MODEL_KEY, PICTURE_KEY
 from bioembed_ray.vqvae.wanted import Training
+from bioembed_ray.vqvae_loop import train_loop
 
 # Deaths of workers that a training survives; a fault of ours ends it after as many tries.
 MAX_FAILURES = 5
@@ -58,19 +59,23 @@ def train_model(
         return read_card(wanted.folder)
     connect()
     n_workers, gpus = plan_workers(wanted, cluster_resources())
+    is_here = not n_workers
     material = _gather(wanted, parts, groups)
     n_workers = min(n_workers, material.info.n_rows)
     settings = {"training": wanted.config, "material": material, "state": _state_uri(wanted)}
-    out, info, kind = stream or sys.stderr, material.info, "GPU" if gpus else "CPU"
+    out, info = stream or sys.stderr, material.info
+    where = (
+        "in this process" if is_here else f"with {n_workers} {'GPU' if gpus else 'CPU'} worker(s)"
+    )
     out.write(
-        f"{wanted.name}: training on {info.n_rows} patches, {info.n_held} held out, with {n_workers} {kind} worker(s)\n"
+        f"{wanted.name}: training on {info.n_rows} patches, {info.n_held} held out, {where}\n"
     )
     out.flush()
     started = time.monotonic()
     _fit(wanted, settings, n_workers, gpus, out)
     how = {
         "workers_used": n_workers,
-        "device": "cuda" if gpus else "cpu",
+        "device": _own_device() if is_here else "cuda" if gpus else "cpu",
         "seconds": time.monotonic() - started,
     }
     return _finish(wanted, material, how)
@@ -81,7 +86,7 @@ def _state_uri(wanted: Training) -> str:
 
 
 def plan_workers(wanted: Training, resources: Mapping[str, float]) -> tuple[int, float]:
-    """Return how many workers train, and GPUs for each.
+    """Return how many workers train, 0 for this process, and GPUs for each.
 
     Raises:
         ConfigError: they need more than there is.
@@ -102,8 +107,6 @@ def _gather(
     wanted: Training, parts: Sequence[storage.ObjectInfo], groups: Mapping[str, str] | None
 ) -> Any:
     """Put the sample in order, and learn how it is standardised."""
-    from bioembed_ray.vqvae.course import Material, group_sums, statistics
-
     config, folder = wanted.config, storage.join(wanted.folder, "sample")
     if not parts:
         raise InputError(_too_few(wanted, 0))
@@ -125,6 +128,13 @@ def _too_few(wanted: Training, n_rows: int) -> str:
         f"{wanted.name}: {n_rows} patches of {wanted.config.patch_s} s to train on and none to judge by; "
         f"add recordings, lower training.patch_s or raise training.held_out"
     )
+
+
+def _own_device() -> str:
+    """Return what Ray Train's local mode computes on."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Board:
@@ -154,11 +164,16 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    own, actor = Board(), None
+    post, read = own.post, own.read
+    if n_workers:
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        actor = ray.remote(Board).options(**options).remote()
+        post, read = partial(_ask, actor, "post"), partial(_ask, actor, "read")
     with tempfile.TemporaryDirectory(prefix="bioembed-train-") as folder:
         trainer = TorchTrainer(
             train_loop,
-            train_loop_config={**settings, "board": board},
+            train_loop_config={**settings, "post": post},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=n_workers,
@@ -184,15 +199,26 @@ def _fit(
         # Beside the main thread, which tells progress and hears signals.
         runner = threading.Thread(target=fit, daemon=True)
         runner.start()
-        _tell(wanted, board, runner, stream)
-    ray.kill(board)
+        _tell(wanted, read, runner, stream)
+    if actor is not None:
+        ray.kill(actor)
     if failure:
         raise _as_ours(failure[0])
 
 
-def _tell(wanted: Training, board: Any, runner: threading.Thread, stream: TextIO) -> None:
+def _ask(actor: Any, method: str, *arguments: Any) -> Any:
+    """Call an actor's method and wait for its answer."""
     import ray
 
+    return ray.get(getattr(actor, method).remote(*arguments))
+
+
+def _tell(
+    wanted: Training,
+    read: Callable[[int], list[dict[str, float]]],
+    runner: threading.Thread,
+    stream: TextIO,
+) -> None:
     from bioembed_ray.vqvae.card import curve_line
 
     n_told = 0
@@ -200,7 +226,7 @@ def _tell(wanted: Training, board: Any, runner: threading.Thread, stream: TextIO
     while is_alive:
         runner.join(POLL_S)
         is_alive = runner.is_alive()
-        for entry in ray.get(board.read.remote(n_told)):
+        for entry in read(n_told):
             stream.write(curve_line(wanted.name, entry, wanted.config) + "\n")
             stream.flush()
             n_told += 1
@@ -211,51 +237,6 @@ def _as_ours(error: BaseException) -> BaseException:
     found: list[BaseException] = list(getattr(error, "worker_failures", {}).values()) or [error]
     text = " ".join(str(found[0]).split())[-300:]
     return BioembedError(f"training failed ({text}); run again to go on")
-
-
-def train_loop(settings: dict[str, Any]) -> None:
-    """Train on one worker of Ray Train; see `course.run_course`."""
-    import ray
-    import ray.train
-    import ray.train.torch
-    import torch
-    import torch.distributed
-
-    from bioembed_ray.vqvae.course import Place, run_course
-
-    context = ray.train.get_context()
-    n_workers, rank = context.get_world_size(), context.get_world_rank()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-
-    def add(values: Any) -> Any:
-        if n_workers == 1:
-            return values
-        total = torch.from_numpy(np.asarray(values, np.float64)).to(device)
-        torch.distributed.all_reduce(total)
-        return total.cpu().numpy()
-
-    def wrap(model: Any) -> Any:
-        if n_workers == 1:
-            return model
-        return torch.nn.parallel.DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None
-        )
-
-    def tell(entry: dict[str, float]) -> None:
-        if rank == 0:
-            ray.get(settings["board"].post.remote(entry))
-        ray.train.report(entry)
-
-    run_course(
-        settings["training"],
-        settings["material"],
-        Place(rank, n_workers, str(device), add),
-        settings["state"],
-        wrap,
-        tell,
-    )
 
 
 def _finish(wanted: Training, material: Any, how: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bioembed_ray import cluster, run
+from bioembed_ray import cluster, probing, run
 from bioembed_ray.config import Job
 from bioembed_ray.encoders import registry
 from bioembed_ray.job_file import parse_job
@@ -147,5 +147,5 @@ def without_ray(patch: pytest.MonkeyPatch) -> Counter[str]:
     patch.setattr(run.stream, "run_stream", stream)
     patch.setattr(cluster, "connect", lambda: None)
     patch.setattr(cluster, "cluster_resources", lambda: {"CPU": 2.0})
-    patch.setattr(cluster, "probe_recordings", lambda found: map(cluster._probe_one, found))
+    patch.setattr(probing, "probe_recordings", lambda found: map(probing._probe_one, found))
     return counts

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import soundfile
 
-from bioembed_ray import cluster
+from bioembed_ray import probing
 from bioembed_ray.config import Job
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.plan import make_plan
@@ -90,7 +90,7 @@ class Archive:
 
 def source_version(job: Job) -> str:
     """Return the version of the frames that the job's codebook is fitted on."""
-    plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
+    plan = make_plan(job, probing.probe_recordings, probing.list_members)
     frames = plan.encoders[0].outputs[0].fit_frames
     assert frames is not None
     return frames.version

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers.modeling_utils  # noqa: F401  (seconds, which a forked driver does not pay again)
 
-from bioembed_ray import cluster
+from bioembed_ray import tasks
 from bioembed_ray.codebooks import fit as codebook_fit
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.run import Result, run_job
@@ -45,7 +45,7 @@ def drive(raw: dict[str, Any], hub_url: str, cache: Path) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         point_at(patch, hub_url, cache)
         without_ray(patch)
-        patch.setattr(cluster, "spread", spread)
+        patch.setattr(tasks, "spread", spread)
         patch.setattr(codebook_fit, "connect", lambda: None)
         patch.setattr(codebook_fit, "call_each", itertools.starmap)
         patch.setattr(codebook_fit, "cluster_resources", lambda: {"CPU": 1.0})

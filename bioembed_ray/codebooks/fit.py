@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
@@ -23,15 +23,13 @@ from bioembed_ray.codebooks.fit_steps import check_request, fit_on, sample_folde
 from bioembed_ray.codebooks.fit_worker import Share, Worker
 from bioembed_ray.codebooks.gather import gather_sample
 from bioembed_ray.codebooks.rule import Fit
-from bioembed_ray.errors import BioembedError, ConfigError
+from bioembed_ray.errors import ConfigError
+from bioembed_ray.tasks import PASS_S, answers, call_each
 
 # Ray starts an actor in a second; importing torch on a busy node takes longer.
 START_S = 600
-# One pass over the data; a worker that is silent for so long will stay so.
-PASS_S = 4 * 3600
 # Share of the cluster's memory that workers may fill.
 MEMORY_SHARE = 0.5
-IN_FLIGHT_PER_CPU = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,8 @@ def fit_codebook(
     plan = plan_workers(workers or Workers(), cluster_resources())
     balance = groups if fit.sample.balance is not None else None
     info = gather_sample(sample_folder(fit), parts, fit.sample, balance, call_each)
-    pool = ActorPool(fit, info, plan)
+    is_small = info.n_groups == 1 and not plan.gpus
+    pool = Here(fit, info, plan) if is_small else ActorPool(fit, info, plan)
     try:
         return fit_on(fit, info, groups, pool, stream or sys.stderr)
     finally:
@@ -123,39 +122,30 @@ def plan_workers(workers: Workers, resources: Mapping[str, float]) -> WorkerPlan
     return WorkerPlan(n, gpus, workers.cpus, memory)
 
 
-def call_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Call a function with each tuple of arguments on the cluster; yield the answers in order."""
-    import ray
+class Here:
+    """The one worker of a small sample, in this process: another would start for longer than it works."""
 
-    task = ray.remote(function).options(num_cpus=1, max_retries=3)
-    in_flight = max(2, int(cluster_resources().get("CPU", 1.0))) * IN_FLIGHT_PER_CPU
-    pending: list[Any] = []
-    for call in calls:
-        pending.append(task.remote(*call))
-        if len(pending) >= in_flight:
-            yield _answers([pending.pop(0)])[0]
-    for reference in pending:
-        yield _answers([reference])[0]
+    def __init__(self, fit: Fit, info: SampleInfo, plan: WorkerPlan) -> None:
+        import torch
 
+        self._threads_before = torch.get_num_threads()
+        share = Share(sample_folder(fit), info, 0, info.n_groups, plan.memory_bytes)
+        self._worker = Worker(share, fit.rule, "cpu")
+        self.device = self._worker.ping()
 
-def _answers(references: Sequence[Any], timeout_s: float = PASS_S) -> list[Any]:
-    """Return what tasks answered; what they raised is raised as if it had happened here."""
-    import ray
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Return the worker's answer, as a list of one."""
+        return [self.ask_one(method, *arguments)]
 
-    try:
-        answers: list[Any] = ray.get(list(references), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise BioembedError(
-            f"k-means workers gave no answer for {timeout_s:.0f} s; run again to go on"
-        ) from error
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, BioembedError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        text = " ".join(str(error).split())[:300]
-        raise BioembedError(f"the Ray cluster failed ({text}); run again to go on") from error
-    return answers
+    def ask_one(self, method: str, *arguments: Any) -> Any:
+        """Return the worker's answer."""
+        return getattr(self._worker, method)(*arguments)
+
+    def stop(self) -> None:
+        """Leave this process as it was."""
+        import torch
+
+        torch.set_num_threads(self._threads_before)
 
 
 class ActorPool:
@@ -188,11 +178,11 @@ class ActorPool:
 
         shared = [ray.put(argument) for argument in arguments]
         calls = [getattr(actor, method).remote(*shared) for actor in self._actors]
-        return _answers(calls, timeout_s)
+        return answers(calls, timeout_s)
 
     def ask_one(self, method: str, *arguments: Any) -> Any:
         """Return the first worker's answer."""
-        return _answers([getattr(self._actors[0], method).remote(*arguments)])[0]
+        return answers([getattr(self._actors[0], method).remote(*arguments)])[0]
 
     def stop(self) -> None:
         """End the actors; what they held is free again."""

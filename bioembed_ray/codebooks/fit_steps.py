@@ -37,6 +37,8 @@ from bioembed_ray.codebooks.sample import merge
 from bioembed_ray.errors import ConfigError, InputError
 
 MOST_CLUSTERS = 1 << 20
+# An iteration may take milliseconds or an hour; the first and the last are always told.
+TELL_S = 5.0
 
 
 class Pool(Protocol):
@@ -207,12 +209,16 @@ def _iterate(
             first = pool.ask_one("seed", head.centre, seed)
         state = State(first)
     label = fit.name if seed == fit.rule.seed else f"{fit.name} with seed {seed}"
+    told = -TELL_S
     while state.ended is None:
         started = time.monotonic()
         state = iteration(state, rule, head, pool)
         put_state(uri, state, key)
-        stream.write(_line(label, state, info.n_rows / (time.monotonic() - started)) + "\n")
-        stream.flush()
+        now = time.monotonic()
+        if state.ended is not None or now - told >= TELL_S:
+            told = now
+            stream.write(_line(label, state, info.n_rows / (now - started)) + "\n")
+            stream.flush()
     return state
 
 

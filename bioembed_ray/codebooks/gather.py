@@ -28,11 +28,11 @@ from bioembed_ray.codebooks.frame_parts import (
     read_part,
     stack_rows,
 )
-from bioembed_ray.codebooks.partial_sums import group_rows
 from bioembed_ray.codebooks.sample import (
     Hashes,
     SampleRule,
     Selection,
+    group_rows,
     merge,
     order_keys,
     quotas,

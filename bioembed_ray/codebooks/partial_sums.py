@@ -17,17 +17,14 @@ import numpy.typing as npt
 import torch
 
 from bioembed_ray.codebooks.rule import Centroids, Metric
+from bioembed_ray.codebooks.sample import RUN_ROWS
 
-# Rows whose sums are kept in float32; a group is a multiple of it.
-RUN_ROWS = 4096
 # Rows whose distances exist at once. On a CPU 1024 rows of 768 dimensions are read twice within the L2 and L3
 # caches; on a GPU a launch should be worth its while.
 CPU_TILE, GPU_TILE = 1024, RUN_ROWS
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 # Share of |x|² below which |x|² - 2 x·c + |c|² has lost too many of float32's seven digits.
 NEARLY_ZERO = 1e-3
-# Groups at most: enough to share among that many workers, few enough for one partial each.
-MOST_GROUPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +45,6 @@ class Partial:
         return Partial(
             self.sums + other.sums, self.counts + other.counts, self.inertia + other.inertia
         )
-
-
-def group_rows(n_rows: int) -> int:
-    """Return how many rows a group has: it depends on the sample's size and on nothing else.
-
-    >>> group_rows(200_000), group_rows(5_000_000)
-    (4096, 20480)
-    """
-    each = -(-n_rows // MOST_GROUPS)
-    return max(1, -(-each // RUN_ROWS)) * RUN_ROWS
 
 
 def prepare(

@@ -25,6 +25,10 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 # Any constants do, as long as they differ and never change.
 _HELD_OUT = np.uint64(0x6865_6C64_6F75_7421)
 _ORDER = np.uint64(0x6F72_6465_7265_6421)
+# Rows whose sums are kept in float32 by a fit; a group is a multiple of it.
+RUN_ROWS = 4096
+# Groups at most: enough to share among that many workers, few enough for one partial each.
+MOST_GROUPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,16 @@ class SampleRule:
     def held_out_frames(self) -> int:
         """How many held-out frames are kept at most."""
         return min(self.max_held_out, round(self.frames * self.held_out))
+
+
+def group_rows(n_rows: int) -> int:
+    """Return how many rows a group has: it depends on the sample's size and on nothing else.
+
+    >>> group_rows(200_000), group_rows(5_000_000)
+    (4096, 20480)
+    """
+    each = -(-n_rows // MOST_GROUPS)
+    return max(1, -(-each // RUN_ROWS)) * RUN_ROWS
 
 
 def mix(values: Hashes) -> Hashes:

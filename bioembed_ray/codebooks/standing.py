@@ -32,7 +32,7 @@ class Naming:
 
 def name_parts(job: Job, namings: Sequence[Naming]) -> Iterator[PartOutcome]:
     """Put the tokens of standing vectors, in parallel on the cluster; yields what each part says."""
-    from bioembed_ray.cluster import spread
+    from bioembed_ray.tasks import spread
 
     yield from spread(_name_batch, [(job, naming) for naming in namings], 1)
 

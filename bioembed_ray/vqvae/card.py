@@ -19,7 +19,8 @@ from bioembed_ray.codebooks.frame_parts import POSITIONS_PER_S, Rows
 from bioembed_ray.codebooks.nearest import Codes, assign, make_codes
 from bioembed_ray.config import TrainingConfig
 from bioembed_ray.progress import duration
-from bioembed_ray.vqvae.course import EVALUATE_BATCH, Material, Patches, State, read_share
+from bioembed_ray.vqvae.course import EVALUATE_BATCH, State
+from bioembed_ray.vqvae.material import Material, Patches, read_share
 from bioembed_ray.vqvae.mel import SILENCE, STEP
 from bioembed_ray.vqvae.model_file import About
 from bioembed_ray.vqvae.network import PatchDecoder, PatchEncoder, Size

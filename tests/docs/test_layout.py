@@ -19,9 +19,11 @@ PACKAGE = ROOT / "bioembed_ray"
 # All that computes numbers is imported and tested without Ray.
 MAY_IMPORT_RAY = {
     "cluster.py",
+    "tasks.py",
     "stream.py",
     "codebooks/fit.py",
     "codebooks/standing.py",
+    "vqvae_loop.py",
     "vqvae_training.py",
     "cli.py",
 }
@@ -104,6 +106,14 @@ def test_packages_themselves_import_nothing_of_ours() -> None:
 
 def test_ray_is_imported_by_few_modules_that_say_so() -> None:
     assert {m for m in modules() if "ray" in roots(PACKAGE / m)} <= MAY_IMPORT_RAY
+
+
+@pytest.mark.parametrize("module", ["codebooks.gather", "probing", "stream", "vqvae_training"])
+def test_processes_that_compute_nothing_import_no_torch(module: str) -> None:
+    # Of these modules are the tasks and small actors of a run; each would pay seconds for it.
+    code = f"import sys, bioembed_ray.{module}; print({{'torch', 'pandas', 'sklearn'}} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_avex_is_imported_by_its_loader_alone() -> None:

@@ -14,11 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from bioembed_ray import storage
+from bioembed_ray.codebooks import fit as fit_module
+from bioembed_ray.codebooks import fit_steps
 from bioembed_ray.codebooks.fit import Workers, fit_codebook, plan_workers
 from bioembed_ray.codebooks.rule import Fit, LloydRule
 from bioembed_ray.codebooks.sample import SampleRule
@@ -58,7 +62,8 @@ def fitted(
     fit = wanted(tmp_path_factory.mktemp("one") / "cb", second_seed=True)
     said = io.StringIO()
     parts = list(storage.list_objects(str(frames)))
-    card = fit_codebook(fit, parts, workers=Workers(1, cpus=CPUS), stream=said)
+    with mock.patch.object(fit_steps, "TELL_S", 0.0):
+        card = fit_codebook(fit, parts, workers=Workers(1, cpus=CPUS), stream=said)
     return {"fit": fit, "card": card, "said": said.getvalue(), "parts": parts, "sha": sha_of(fit)}
 
 
@@ -116,9 +121,34 @@ def children_of_this_cluster() -> list[int]:
     return found
 
 
-def test_death_of_a_worker_in_mid_fit_changes_no_bit(
-    fitted: dict[str, Any], tmp_path: Path
+def test_a_fit_of_a_moment_tells_its_first_and_last_iteration(
+    fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fit_steps, "TELL_S", 3600.0)
+    said = io.StringIO()
+    fit_codebook(wanted(tmp_path / "cb"), fitted["parts"], stream=said)
+    assert re.findall(r"birds-500: iteration (\d+),", said.getvalue()) == ["1", "15"]
+
+
+def test_a_small_sample_is_fitted_in_this_process_with_the_bytes_of_an_actor(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_parts(tmp_path / "frames", pseudo_frames(4000, 24), 3)
+    parts = list(storage.list_objects(str(tmp_path / "frames")))
+    here, there = wanted(tmp_path / "here", second_seed=True), wanted(tmp_path / "there", True)
+    threads = torch.get_num_threads()
+    fit_codebook(here, parts, stream=io.StringIO())
+    assert torch.get_num_threads() == threads
+    monkeypatch.setattr(fit_module, "Here", fit_module.ActorPool)
+    fit_codebook(there, parts, stream=io.StringIO())
+    assert sha_of(here) == sha_of(there)
+
+
+def test_death_of_a_worker_in_mid_fit_changes_no_bit(
+    fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_steps, "TELL_S", 0.0)
+
     class Killer(io.StringIO):
         killed = 0
 
@@ -143,6 +173,7 @@ def test_driver_killed_in_mid_fit_goes_on_with_the_same_bytes(
     code = (
         "import sys, io, ray, time\n"
         "from tests.integration.test_fit import *\n"
+        "fit_steps.TELL_S = 0.0\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[3])\n"
         "class Slow(io.StringIO):\n"
         "    def write(self, text):\n"

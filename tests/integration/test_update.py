@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bioembed_ray import cluster, run, stream
+from bioembed_ray import cluster, probing, run, stream
 from bioembed_ray.plan import make_plan
 from bioembed_ray.plan_text import describe_plan
 from bioembed_ray.prune import delete, leftovers
@@ -43,7 +43,7 @@ def test_an_update_interrupted_anywhere_never_shows_a_mix(
     before, stood = archive.current(), archive.parts()
     second = archive.publish(1)
     archive.fitted_on[second] = source_version(job)
-    plan = make_plan(job, cluster.probe_recordings, cluster.list_members)
+    plan = make_plan(job, probing.probe_recordings, probing.list_members)
     why = f"weights moved from {archive.first[:7]} to {second[:7]} on the hub"
     assert any(line.startswith("w ") and why in line for line in describe_plan(plan))
     assert not any("t " in line and "anew" in line for line in describe_plan(plan))

@@ -94,7 +94,7 @@ def put_sample(fit: Fit, rows: np.ndarray, held: np.ndarray | None = None) -> Sa
 
 
 def blocks_of(rows: np.ndarray) -> int:
-    from bioembed_ray.codebooks.partial_sums import group_rows
+    from bioembed_ray.codebooks.sample import group_rows
 
     return group_rows(len(rows))
 

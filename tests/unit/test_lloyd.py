@@ -25,11 +25,11 @@ from bioembed_ray.codebooks.partial_sums import (
     against,
     close,
     fold,
-    group_rows,
     prepare,
     square_norms,
 )
 from bioembed_ray.codebooks.rule import Fit, LloydRule
+from bioembed_ray.codebooks.sample import group_rows
 from bioembed_ray.codebooks.seeding import plus_plus
 from bioembed_ray.errors import InputError
 from tests.unit.kmeans_fixtures import LocalPool, a_fit, blobs, fit_here, pseudo_frames, put_sample

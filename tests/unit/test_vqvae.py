@@ -28,16 +28,13 @@ from bioembed_ray.encoders import registry
 from bioembed_ray.errors import BioembedError, ConfigError, InputError, WeightsError
 from bioembed_ray.vqvae.card import make_card, restore, silent_share
 from bioembed_ray.vqvae.course import (
-    Material,
     Place,
-    group_sums,
-    read_share,
     read_state,
     run_course,
     state_key,
-    statistics,
 )
 from bioembed_ray.vqvae.learning import VqVae, batch_rows
+from bioembed_ray.vqvae.material import Material, group_sums, read_share, statistics
 from bioembed_ray.vqvae.mel import filter_bank, log_mel, mel_rule
 from bioembed_ray.vqvae.model_file import About, model_bytes
 from bioembed_ray.vqvae.network import PatchDecoder, PatchEncoder, Size, filled_up
