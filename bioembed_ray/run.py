@@ -202,7 +202,9 @@ def _work(
     total_s = sum(audio_seconds(work) for work in todo_list)
     watch = StoreWatch()
     with Progress(total_s, len(todo_list)) as progress:
-        for receipt in stream.run_stream(job, pools, todo_list):
+        # Longest first, so that none begins when the others end.
+        ordered = sorted(todo_list, key=audio_seconds, reverse=True)
+        for receipt in stream.run_stream(job, pools, ordered):
             lost.check()
             if receipt.load_error is not None:
                 raise WeightsError(receipt.load_error)

@@ -11,7 +11,6 @@ import logging
 import pickle
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -90,9 +89,9 @@ def _stream(
     context.wait_for_min_actors_s = -1
     # A shard may take hours on a CPU; the attempts below and our own progress line watch instead.
     context.execution_no_progress_timeout_s = -1
-    # Tasks in flight per running call. With 3 in flight for 2 calls a busy actor has 1.5, which Ray's
-    # own 1.75 would never reach, so that no pool would ever grow.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.25
+    # Tasks in flight per running call: 1 in a busy pool on CPU, 1.5 on GPU. Ray's own 1.75 would never
+    # be reached, so that no pool would ever grow.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # On the driver's own machine: a count must not be lost with some other one.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -111,6 +110,10 @@ def _stream(
         fn_kwargs={"encoders": encoders, "job": job, "attempts": attempts},
     )
     for number, pool in enumerate(pools):
+        # On a GPU one shard is encoded while the one before is written and the next one waits. On a
+        # CPU that saves nothing, and a shard that waits for a busy actor cannot go to a free one. In
+        # a trial one at a time, so that nobody dies beside the killer.
+        n_calls, n_waiting = (2, 1) if pool.gpus and not is_trial else (1, 0)
         stream = stream.map_batches(
             EncodeActor,
             batch_size=1,
@@ -121,11 +124,9 @@ def _stream(
             compute=ActorPoolStrategy(
                 min_size=pool.n_actors,
                 max_size=pool.most_actors,
-                # One shard is encoded while the one before is written and the next one waits.
-                # In a trial one at a time, so that nobody dies beside the killer.
-                max_concurrent_calls_per_actor=1 if is_trial else 2,
+                max_concurrent_calls_per_actor=n_calls,
                 enable_true_multi_threading=True,
-                max_tasks_in_flight_per_actor=3,
+                max_tasks_in_flight_per_actor=n_calls + n_waiting,
             ),
             fn_constructor_kwargs={
                 "pool": pool,
@@ -225,9 +226,6 @@ class EncodeActor:
         self._pool, self._job, self._attempts = pool, job, attempts
         self._is_last, self._is_trial = is_last, is_trial
         self._busy = threading.RLock()
-        # A GPU goes on with the next shard while parts are put. On a CPU that saves nothing, and
-        # two shards in turns would both end late and both be lost with their worker.
-        self._turn = nullcontext() if pool.gpus else self._busy
         self._encoders: list[tuple[PlannedEncoder, Encoder]] = []
         self._load_error: str | None = None
         for planned in pool.encoders:
@@ -255,14 +253,13 @@ class EncodeActor:
         if self._load_error is not None:
             receipt.load_error = self._load_error
         elif not (receipt.is_poisoned or receipt.failures or receipt.put_error):
-            with self._turn:
-                with self._busy:
-                    # Counted when it starts for real: a shard that only waits here is innocent.
-                    allowed = ray.get(self._attempts.begin.remote(self._pool.name, work.shard.id))
-                if allowed:
-                    self._encode(batch, work, receipt)
-                else:
-                    receipt.is_poisoned = True
+            with self._busy:
+                # Counted when it starts for real: a shard that only waits here is innocent.
+                allowed = ray.get(self._attempts.begin.remote(self._pool.name, work.shard.id))
+            if allowed:
+                self._encode(batch, work, receipt)
+            else:
+                receipt.is_poisoned = True
         done = pa.array([pickle.dumps(receipt)], pa.binary())
         if self._is_last:
             return pa.table({"receipt": done})

@@ -28,6 +28,8 @@ from bioembed_ray.tasks import PASS_S, answers, call_each
 
 # Ray starts an actor in a second; importing torch on a busy node takes longer.
 START_S = 600
+# Operations of an iteration up to which a fit needs no workers: some 20 ms of one core.
+SMALL_WORK = 1e9
 # Share of the cluster's memory that workers may fill.
 MEMORY_SHARE = 0.5
 
@@ -73,7 +75,7 @@ def fit_codebook(
         parts: Parts of frames/ or embeddings/ of the encoder's version, in any order.
         groups: Recording -> value of the column to balance by; needed where `fit.sample.balance`
             is set. Also what the card's figures by group are about.
-        workers: Who computes.
+        workers: Who computes; None is this process for a small sample, else as many as there is room for.
         stream: Where progress is told, stderr by default.
 
     Raises:
@@ -89,7 +91,8 @@ def fit_codebook(
     plan = plan_workers(workers or Workers(), cluster_resources())
     balance = groups if fit.sample.balance is not None else None
     info = gather_sample(sample_folder(fit), parts, fit.sample, balance, call_each)
-    is_small = info.n_groups == 1 and not plan.gpus
+    work = 2 * info.n_rows * info.dim * fit.rule.clusters
+    is_small = workers is None and not plan.gpus and work <= SMALL_WORK
     pool = Here(fit, info, plan) if is_small else ActorPool(fit, info, plan)
     try:
         return fit_on(fit, info, groups, pool, stream or sys.stderr)

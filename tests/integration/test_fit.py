@@ -127,6 +127,7 @@ def test_a_fit_of_a_moment_tells_its_first_and_last_iteration(
     monkeypatch.setattr(fit_steps, "TELL_S", 3600.0)
     said = io.StringIO()
     fit_codebook(wanted(tmp_path / "cb"), fitted["parts"], stream=said)
+    assert sha_of(wanted(tmp_path / "cb")) == fitted["sha"]
     assert re.findall(r"birds-500: iteration (\d+),", said.getvalue()) == ["1", "15"]
 
 
@@ -136,11 +137,11 @@ def test_a_small_sample_is_fitted_in_this_process_with_the_bytes_of_an_actor(
     put_parts(tmp_path / "frames", pseudo_frames(4000, 24), 3)
     parts = list(storage.list_objects(str(tmp_path / "frames")))
     here, there = wanted(tmp_path / "here", second_seed=True), wanted(tmp_path / "there", True)
+    fit_codebook(there, parts, workers=Workers(1, cpus=CPUS), stream=io.StringIO())
     threads = torch.get_num_threads()
+    monkeypatch.delattr(fit_module, "ActorPool")
     fit_codebook(here, parts, stream=io.StringIO())
     assert torch.get_num_threads() == threads
-    monkeypatch.setattr(fit_module, "Here", fit_module.ActorPool)
-    fit_codebook(there, parts, stream=io.StringIO())
     assert sha_of(here) == sha_of(there)
 
 
