@@ -39,11 +39,13 @@ $(VENV)/.peers: requirements/peers.txt $(READY)
 demo: $(READY) ## embed a made-up archive, check it, look at it (WEIGHTS=pretrained for the real models)
 	$(BIN)/python -m bioembed_ray.demo $(WEIGHTS)
 
+# A Ray keeps all cores busy by itself, and its tests kill by the clock; the others share them.
 test: lint types $(VENV)/.peers ## lint, types and every test
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not ray" --numprocesses auto
+	$(BIN)/pytest -m ray
 
 test-fast: $(READY) ## the tests to run on every save: no Ray, nothing killed
-	$(BIN)/pytest -m "not ray and not slow and not gpu and not hub" tests/unit tests/properties
+	$(BIN)/pytest -m "not ray and not slow and not gpu and not hub" --numprocesses auto tests/unit tests/properties
 
 lint: $(READY) ## ruff and codespell
 	$(BIN)/ruff check

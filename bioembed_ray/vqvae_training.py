@@ -95,6 +95,8 @@ def plan_workers(wanted: Training, resources: Mapping[str, float]) -> tuple[int,
     asked = wanted.config.workers
     if asked == "auto":
         return (n_gpus, 1.0) if n_gpus else (max(1, min(n_cpus, MOST_CPU_WORKERS)), 0.0)
+    if asked == 0:
+        return 0, 0.0
     kind, have = ("GPUs", n_gpus) if n_gpus else ("CPUs", n_cpus)
     if asked > have:
         raise ConfigError(

@@ -27,6 +27,7 @@ import psutil  # isort: skip
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+N_RECORDINGS = 12
 # A job's own `python` is the first on the path.
 PATH = {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"}
 
@@ -111,7 +112,7 @@ def test_a_submitted_job_shows_its_log_and_passes_success_and_failure_on(
 
 
 def test_a_stopped_job_gives_its_lease_back_and_the_next_goes_on(head: str, tmp_path: Path) -> None:
-    job = write_job(tmp_path, {"model": "tests.tiny:slow", "hop_s": 0.1}, 24)
+    job = write_job(tmp_path, {"model": "tests.tiny:slow", "hop_s": 0.1}, N_RECORDINGS)
     submit(head, job, "--no-wait", "--submission-id", "stopped")
     parts = tmp_path / "out/embeddings"
     wait_for(lambda: list(parts.rglob("*.parquet")), "a first part")
@@ -119,8 +120,7 @@ def test_a_stopped_job_gives_its_lease_back_and_the_next_goes_on(head: str, tmp_
     assert "was stopped" in call(head, "status", "stopped", check=True).stdout
     assert not (tmp_path / "out/lease.json").exists()
     stood = {path: path.stat().st_mtime_ns for path in parts.rglob("*.parquet")}
-    n_recordings = 24
-    assert 0 < len(stood) < n_recordings
+    assert 0 < len(stood) < N_RECORDINGS
     done = submit(head, job)
     assert done.returncode == 0, done.stdout + done.stderr
     now = {path: path.stat().st_mtime_ns for path in parts.rglob("*.parquet")}

@@ -38,6 +38,8 @@ from bioembed_ray.vqvae.material import Material, group_sums, read_share, statis
 from bioembed_ray.vqvae.mel import filter_bank, log_mel, mel_rule
 from bioembed_ray.vqvae.model_file import About, model_bytes
 from bioembed_ray.vqvae.network import PatchDecoder, PatchEncoder, Size, filled_up
+from bioembed_ray.vqvae.wanted import Training
+from bioembed_ray.vqvae_training import plan_workers
 from bioembed_ray.windows import Clock, WindowRule
 
 RATE_HZ = 8000
@@ -442,3 +444,28 @@ def test_a_last_patch_without_a_mel_frame_takes_no_window_with_it(
     assert longer.start.tolist() == whole.start.tolist() == [0, 4000, 8000, 12_000]
     np.testing.assert_array_equal(longer.vectors[0], whole.vectors[0])
     assert [entry.start for entry in longer.lost] == [16_000]
+
+
+@pytest.mark.parametrize(
+    ("asked", "resources", "wanted"),
+    [
+        ("auto", {"CPU": 2.0}, (2, 0.0)),
+        ("auto", {"CPU": 16.0}, (4, 0.0)),
+        ("auto", {"CPU": 16.0, "GPU": 3.0}, (3, 1.0)),
+        (2, {"CPU": 16.0, "GPU": 3.0}, (2, 1.0)),
+        (0, {"CPU": 16.0, "GPU": 3.0}, (0, 0.0)),
+    ],
+)
+def test_workers_are_as_many_as_asked_for_or_as_the_cluster_has_room_for(
+    asked: int | str, resources: dict[str, float], wanted: tuple[int, float]
+) -> None:
+    config = TrainingConfig.model_validate({"workers": asked})
+    training = Training("v", "1", "", config, mel_rule(config, 48_000))
+    assert plan_workers(training, resources) == wanted
+
+
+def test_more_workers_than_there_are_gpus_are_an_error_with_both_numbers() -> None:
+    config = TrainingConfig(workers=5)
+    training = Training("v", "1", "", config, mel_rule(config, 48_000))
+    with pytest.raises(ConfigError, match=r"training.workers: got 5; the cluster has 3 GPUs"):
+        plan_workers(training, {"CPU": 16.0, "GPU": 3.0})
