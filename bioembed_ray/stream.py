@@ -27,8 +27,8 @@ from bioembed_ray.transport import flatten, unflatten
 from bioembed_ray.work import Receipt, encode_shard
 
 # glibc gives large blocks back to the system and asks for them again, so that the activations of every
-# batch are made of new pages: a seventh of HuBERT's time on a CPU. A process keeps them instead; what
-# else it means for it is no more memory than at its peak. Read by malloc when a process starts.
+# batch are made of new pages: a seventh of HuBERT's time on a CPU. Kept, they hold the process at its
+# peak. Read by malloc when a process starts.
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
