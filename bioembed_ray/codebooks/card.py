@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,8 @@ import safetensors
 import safetensors.numpy
 
 from bioembed_ray import storage
+from bioembed_ray.codebooks.rule import Centroids, Metric
 from bioembed_ray.errors import BrokenOutput
-
-if TYPE_CHECKING:
-    # It brings torch along, seconds that reading can do without.
-    from bioembed_ray.codebooks.rule import Centroids, Metric
 
 CODEBOOK_KEY, CARD_KEY = "codebook.safetensors", "card.json"
 # A codebook that uses less than this share of its codes, by perplexity, is no longer a codebook.
