@@ -271,7 +271,9 @@ def test_what_follows_damage_is_a_recording_that_will_fail(root: str) -> None:
     assert (only.name, body_of(only)) == ("t.tar/a.wav", files["a.wav"][: 1024 - 300])
 
 
-@pytest.mark.parametrize("body", [b"", b"x", b"this is no tar" * 100, gzip.compress(b"no", mtime=0)])
+@pytest.mark.parametrize(
+    "body", [b"", b"x", b"this is no tar" * 100, gzip.compress(b"no", mtime=0)]
+)
 def test_what_is_no_tar_is_a_recording_that_will_fail(tmp_path: Path, body: bytes) -> None:
     [one] = members(stored(str(tmp_path), "s.tar", body, labels={"a": 1}))
     assert (one.name, one.labels) == ("s.tar", {"a": 1})
