@@ -234,7 +234,7 @@ class EncodeActor:
         self._device = "cuda" if pool.gpus else "cpu"
         self._pool, self._job, self._attempts = pool, job, attempts
         self._is_last, self._is_trial = is_last, is_trial
-        self._busy = threading.RLock()
+        self._busy = threading.Lock()
         self._encoders: list[tuple[PlannedEncoder, Encoder]] = []
         self._load_error: str | None = None
         for planned in pool.encoders:

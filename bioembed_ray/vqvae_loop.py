@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+
+from bioembed_ray.threads import one_thread
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -19,8 +22,6 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     n_workers, rank = context.get_world_size(), context.get_world_rank()
     device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
 
     def add(values: Any) -> Any:
         if n_workers == 1:
@@ -41,11 +42,12 @@ def train_loop(settings: dict[str, Any]) -> None:
             settings["post"](entry)
         ray.train.report(entry)
 
-    run_course(
-        settings["training"],
-        settings["material"],
-        Place(rank, n_workers, str(device), add),
-        settings["state"],
-        wrap,
-        tell,
-    )
+    with one_thread() if device.type == "cpu" else nullcontext():
+        run_course(
+            settings["training"],
+            settings["material"],
+            Place(rank, n_workers, str(device), add),
+            settings["state"],
+            wrap,
+            tell,
+        )

@@ -107,7 +107,7 @@ def plan_workers(wanted: Training, resources: Mapping[str, float]) -> tuple[int,
 
 def _gather(
     wanted: Training, parts: Sequence[storage.ObjectInfo], groups: Mapping[str, str] | None
-) -> Any:
+) -> Material:
     """Put the sample in order, and learn how it is standardised."""
     config, folder = wanted.config, storage.join(wanted.folder, "sample")
     if not parts:
@@ -241,7 +241,7 @@ def _as_ours(error: BaseException) -> BaseException:
     return BioembedError(f"training failed ({text}); run again to go on")
 
 
-def _finish(wanted: Training, material: Any, how: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(wanted: Training, material: Material, how: Mapping[str, Any]) -> dict[str, Any]:
     """Put what the last state holds: card, picture, codes, and the model last of all."""
     from bioembed_ray.codebooks.card import Codebook, codebook_bytes
     from bioembed_ray.vqvae.card import make_card, restore

@@ -25,6 +25,7 @@ from bioembed_ray.codebooks.gather import gather_sample
 from bioembed_ray.codebooks.rule import Fit
 from bioembed_ray.errors import ConfigError
 from bioembed_ray.tasks import PASS_S, answers, call_each
+from bioembed_ray.threads import one_thread
 
 # Ray starts an actor in a second; importing torch on a busy node takes longer.
 START_S = 600
@@ -92,8 +93,10 @@ def fit_codebook(
     balance = groups if fit.sample.balance is not None else None
     info = gather_sample(sample_folder(fit), parts, fit.sample, balance, call_each)
     work = 2 * info.n_rows * info.dim * fit.rule.clusters
-    is_small = workers is None and not plan.gpus and work <= SMALL_WORK
-    pool = Here(fit, info, plan) if is_small else ActorPool(fit, info, plan)
+    if workers is None and not plan.gpus and work <= SMALL_WORK:
+        with one_thread():
+            return fit_on(fit, info, groups, Here(fit, info, plan), stream or sys.stderr)
+    pool = ActorPool(fit, info, plan)
     try:
         return fit_on(fit, info, groups, pool, stream or sys.stderr)
     finally:
@@ -129,9 +132,6 @@ class Here:
     """The one worker of a small sample, in this process: another would start for longer than it works."""
 
     def __init__(self, fit: Fit, info: SampleInfo, plan: WorkerPlan) -> None:
-        import torch
-
-        self._threads_before = torch.get_num_threads()
         share = Share(sample_folder(fit), info, 0, info.n_groups, plan.memory_bytes)
         self._worker = Worker(share, fit.rule, "cpu")
         self.device = self._worker.ping()
@@ -143,12 +143,6 @@ class Here:
     def ask_one(self, method: str, *arguments: Any) -> Any:
         """Return the worker's answer."""
         return getattr(self._worker, method)(*arguments)
-
-    def stop(self) -> None:
-        """Leave this process as it was."""
-        import torch
-
-        torch.set_num_threads(self._threads_before)
 
 
 class ActorPool:

@@ -20,6 +20,7 @@ from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.errors import InputError
 from bioembed_ray.rows import Rows
 from bioembed_ray.segments import Shard, Span
+from bioembed_ray.threads import one_thread
 from bioembed_ray.versions import plan_encoder
 from bioembed_ray.vqvae.model_file import MODEL_KEY
 from bioembed_ray.work import places_of
@@ -109,13 +110,8 @@ def encode_again(planned: PlannedEncoder, job: Job, span: Span, audio: SpanAudio
     from bioembed_ray.encode import encode
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    before = torch.get_num_threads()
-    # Another count moves the last bits.
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         encoder = registry.load(planned.name, planned.config, planned.checkpoint, device)
         places = places_of(Shard((span,)), [audio], planned, job)
         windows, _, _ = encode(encoder, planned.rule, places, device, len(planned.outputs), False)
-    finally:
-        torch.set_num_threads(before)
     return windows
