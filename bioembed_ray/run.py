@@ -11,7 +11,6 @@ from typing import Literal
 from bioembed_ray import cluster, current, lease, probing, signals, storage, stream, summary
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_archive
-from bioembed_ray.codebooks.fit import fit_codebook
 from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
@@ -146,6 +145,9 @@ def _codebooks(
         say(f"{name}: {reason}; its current tokens stay until the new ones are complete")
     encoders, missing = wanted.with_tokens(plan.encoders, codebooks)
     if missing:
+        # Only here torch is needed: a driver that fits nothing starts in half the time without.
+        from bioembed_ray.codebooks.fit import fit_codebook
+
         todo = wanted.fit_work(plan, missing)
         if todo:
             names = ", ".join(w.fit.name for w in missing)

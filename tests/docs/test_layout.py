@@ -116,6 +116,12 @@ def test_processes_that_compute_nothing_import_no_torch(module: str) -> None:
     assert run.stdout.strip() == "set()"
 
 
+def test_a_driver_that_fits_nothing_imports_no_torch() -> None:
+    code = "import sys, bioembed_ray.cli, bioembed_ray.run; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
 def test_avex_is_imported_by_its_loader_alone() -> None:
     assert {m for m in modules() if "avex" in roots(PACKAGE / m)} <= MAY_IMPORT_AVEX
 
