@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.apply import Place, Waves, Windows, guarded, lost_window, without_lost
+from bioembed_ray.apply import (
+    Place,
+    Told,
+    Waves,
+    Windows,
+    guarded,
+    lost_window,
+    nobody,
+    without_lost,
+)
 from bioembed_ray.assigned import Assigned, TokenTable
 from bioembed_ray.codebooks.nearest import Codes
 from bioembed_ray.encoders.base import Encoder, shortest_window
@@ -30,6 +39,7 @@ def encode(
     keep_frames: bool,
     codes: Sequence[tuple[int, Codes]] = (),
     stored: str = "float32",
+    told: Told = nobody,
 ) -> tuple[Windows, Frames | None, list[TokenTable]]:
     """Apply an encoder to the tracks of a shard.
 
@@ -43,6 +53,7 @@ def encode(
         codes: Codebooks to assign tokens by, each with the layer whose vectors it takes.
         stored: Type that window vectors are stored in. Where they are what tokens name, they are
             named as stored, so that a token is the same whether named now or from the part.
+        told: Hears after every batch how much is done.
 
     Returns:
         The windows, the frames where they are kept, and one table of tokens per codebook.
@@ -63,15 +74,29 @@ def encode(
     )
     named = Assigned(codes)
     kept: list[tuple[int, Block, npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]] = []
+    grid = encoder.facts.grid
+    runs_blocks = grid is not None and bool(keep_frames or codes or not encoder.facts.embeds)
+    # Where windows and blocks are both run, each is half of the work.
+    n_passes = encoder.facts.embeds + runs_blocks
     with torch.inference_mode():
         if encoder.facts.embeds:
-            _embed_windows(encoder, rule, places, windows, device, n_layers)
-        grid = encoder.facts.grid
-        if grid is not None and (keep_frames or codes or not encoder.facts.embeds):
+            _embed_windows(
+                encoder,
+                rule,
+                places,
+                windows,
+                device,
+                n_layers,
+                lambda share: told(share / n_passes),
+            )
+        if grid is not None and runs_blocks:
             means = (
                 None if encoder.facts.embeds else Means(windows, rule, encoder, n_layers, device)
             )
-            for index, block, outcome in run_blocks(encoder, grid, rule, places, device):
+            before = n_passes - 1
+            for index, block, outcome in run_blocks(
+                encoder, grid, rule, places, device, lambda share: told((before + share) / n_passes)
+            ):
                 if isinstance(outcome, RecordingError):
                     if means is not None:
                         means.lose(index, block, outcome)
@@ -106,6 +131,7 @@ def _embed_windows(
     windows: Windows,
     device: str,
     n_layers: int,
+    told: Told,
 ) -> None:
     """Fill `windows.vectors` through `embed`, one pass per distinct input length."""
     n_windows = len(windows.start)
@@ -114,6 +140,7 @@ def _embed_windows(
     if not encoder.facts.pads:
         lengths = np.array([-(-v.numerator // v.denominator) for v in windows.valid], np.int64)  # type: ignore[attr-defined]
     shortest = shortest_window(encoder.facts)
+    n_done = 0
     for length in (int(length) for length in np.unique(lengths)):
         rows = np.flatnonzero(lengths == length)
         if length < shortest:
@@ -132,4 +159,6 @@ def _embed_windows(
                     continue
                 for result, vector in zip(results, outcome, strict=True):
                     result[int(row)] = vector
+            n_done += len(batch)
+            told(n_done / n_windows)
     windows.vectors = [result.cpu().numpy() for result in results]

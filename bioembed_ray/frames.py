@@ -10,7 +10,17 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from bioembed_ray.apply import Outcome, Place, Vectors, Waves, Windows, guarded, lost_window
+from bioembed_ray.apply import (
+    Outcome,
+    Place,
+    Told,
+    Vectors,
+    Waves,
+    Windows,
+    guarded,
+    lost_window,
+    nobody,
+)
 from bioembed_ray.encoders.base import Encoder, FrameGrid
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.windows import Block, WindowRule, blocks
@@ -39,6 +49,7 @@ def run_blocks(
     rule: WindowRule,
     places: Sequence[Place],
     device: str,
+    told: Told = nobody,
 ) -> Iterator[tuple[int, Block, Outcome]]:
     """Yield (place, block, frames per layer (T · per_step, D) or an error), equal lengths together.
 
@@ -60,6 +71,7 @@ def run_blocks(
     by_length: dict[int, list[tuple[int, Block]]] = {}
     for entry in plan:
         by_length.setdefault(entry[1].read_stop - entry[1].read_start, []).append(entry)
+    n_done = 0
     for length, entries in by_length.items():
         if length < grid.receptive:
             short = RecordingError(Reason.TOO_SHORT, f"{length} samples are less than one frame")
@@ -74,6 +86,8 @@ def run_blocks(
                 if not isinstance(outcome, RecordingError):
                     outcome = [_own_frames(grid, block, layer) for layer in outcome]
                 yield index, block, outcome
+            n_done += len(batch)
+            told(n_done / len(plan))
 
 
 class Means:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -45,16 +46,24 @@ class Progress:
     Args:
         total_s: Audio seconds to do.
         n_shards: Shards to do.
+        under_way: Asked for the audio seconds encoded of shards that are not counted yet.
         stream: Where to write, stderr by default.
     """
 
-    def __init__(self, total_s: float, n_shards: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total_s: float,
+        n_shards: int,
+        under_way: Callable[[], float] = lambda: 0.0,
+        stream: TextIO | None = None,
+    ) -> None:
         self._total_s, self._n_shards = total_s, n_shards
+        self._under_way = under_way
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._started = time.monotonic()
         self._first: float | None = None
-        self._done_s, self._n_done, self._n_failures = 0.0, 0, 0
+        self._done_s, self._begun_s, self._n_done, self._n_failures = 0.0, 0.0, 0, 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, daemon=True)
@@ -71,6 +80,7 @@ class Progress:
     ) -> None:
         self._stop.set()
         self._ticker.join()
+        self._begun_s = 0.0
         self._write(self.line(), is_last=True)
 
     def add(self, audio_s: float, n_failures: int) -> None:
@@ -84,11 +94,13 @@ class Progress:
         """Return the state in one line."""
         with self._lock:
             done, n_done, n_failures = self._done_s, self._n_done, self._n_failures
+            # A shard may have been counted since the others were asked about.
+            done = min(done + self._begun_s, max(done, self._total_s))
         elapsed = time.monotonic() - self._started
         text = (
             f"{hours(done)} of {hours(self._total_s)} of audio, {n_done} of {self._n_shards} shards"
         )
-        if not n_done:
+        if not n_done and not done:
             return f"{text}, loading models and encoding the first ({duration(elapsed)} so far)"
         rate = done / elapsed if elapsed else 0.0
         left = (self._total_s - done) / rate if rate else 0.0
@@ -101,6 +113,7 @@ class Progress:
     def _tick(self) -> None:
         pause = TERMINAL_S if self._is_terminal else LOG_S
         while not self._stop.wait(pause):
+            self._begun_s = self._under_way()
             self._write(self.line())
 
     def _write(self, text: str, is_last: bool = False) -> None:

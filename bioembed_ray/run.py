@@ -14,7 +14,9 @@ from bioembed_ray.codebooks.archive import describe_archive
 from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
+from bioembed_ray.encoders.precision import is_emulated
 from bioembed_ray.errors import Reason, StorageError, WeightsError
+from bioembed_ray.in_flight import UnderWay
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.plan import Plan, Work, audio_seconds, list_again, make_plan, work_seconds
 from bioembed_ray.pools import plan_pools
@@ -198,15 +200,22 @@ def _work(
         tally.gpus |= {encoder.name: pool.gpus for encoder in pool.encoders}
         grows = ", more as the cluster grows" if pool.most_actors > pool.n_actors else ""
         say(f"pool {pool.name}: {pool.n_actors} actor(s){grows} on {where} with {names}")
+        for encoder in [] if pool.gpus else pool.encoders:
+            if is_emulated(encoder.config.precision):
+                say(
+                    f"warning: {encoder.name}: this CPU is many times slower in {encoder.config.precision} "
+                    f"than in float32, having no instructions for it; set precision: float32"
+                )
     todo = {work.shard.id: work for work in todo_list}
     n_put_errors = 0
     started = time.monotonic()
     total_s = sum(audio_seconds(work) for work in todo_list)
     watch = StoreWatch()
-    with Progress(total_s, len(todo_list)) as progress:
+    under_way = UnderWay({work.shard.id: audio_seconds(work) for work in todo_list})
+    with Progress(total_s, len(todo_list), under_way) as progress:
         # Longest first, so that none begins when the others end.
         ordered = sorted(todo_list, key=audio_seconds, reverse=True)
-        for receipt in stream.run_stream(job, pools, ordered):
+        for receipt in stream.run_stream(job, pools, ordered, under_way.watch):
             lost.check()
             if receipt.load_error is not None:
                 raise WeightsError(receipt.load_error)
@@ -217,6 +226,7 @@ def _work(
             n_failures = len(
                 {(f.recording, f.reason) for o in receipt.outcomes for f in o.failures}
             )
+            under_way.done(work.shard.id)
             progress.add(audio_seconds(work), n_failures + len(receipt.failures))
             n_put_errors = n_put_errors + 1 if receipt.put_error else 0
             if receipt.put_error and n_put_errors >= MAX_PUT_ERRORS:

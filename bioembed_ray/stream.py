@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import pickle
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,35 +18,46 @@ import pyarrow as pa
 
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import PlannedEncoder
-from bioembed_ray.encoders.base import Encoder
+from bioembed_ray.encode_actor import EncodeActor
 from bioembed_ray.errors import BioembedError
+from bioembed_ray.in_flight import Ask, InFlight
 from bioembed_ray.plan import Work
 from bioembed_ray.pools import DECODE_CPUS, PoolPlan
 from bioembed_ray.shard_audio import decode_shard, transient
-from bioembed_ray.transport import flatten, unflatten
-from bioembed_ray.work import Receipt, encode_shard
+from bioembed_ray.transport import flatten
+from bioembed_ray.work import Receipt
 
 # glibc gives large blocks back to the system and asks for them again, so that the activations of every
 # batch are made of new pages: a seventh of HuBERT's time on a CPU. Kept, they hold the process at its
-# peak. Read by malloc when a process starts.
+# peak. Read by malloc when a process starts. (Before 2.35 a threshold for large blocks would be ignored
+# above 32 MB; that there are none is understood by all.)
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
 # A shard whose worker died this often is taken apart.
 MAX_ATTEMPTS = 3
+# How long the progress line waits to hear how far the shards under way are.
+ASK_S = 2.0
 
 
-def run_stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Iterator[Receipt]:
+def run_stream(
+    job: Job,
+    pools: Sequence[PoolPlan],
+    todo: Sequence[Work],
+    watch: Callable[[Ask], None] = lambda _ask: None,
+) -> Iterator[Receipt]:
     """Stream shards through decode and the pools; yields one receipt per shard, as they come.
+
+    `watch` is given what can be asked how far the shards under way are.
 
     Shards whose worker keeps dying are taken apart at the end: their spans run alone, those that
     kill again are named `crashed`, and the rest of the shard is done without them.
     """
     poisoned: list[Work] = []
     by_shard = {work.shard.id: work for work in todo}
-    for receipt in _stream(job, pools, todo, MAX_ATTEMPTS):
+    for receipt in _stream(job, pools, todo, MAX_ATTEMPTS, watch):
         if receipt.is_poisoned:
             poisoned.append(by_shard[receipt.shard])
         else:
@@ -54,7 +65,7 @@ def run_stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Ite
     if poisoned:
         crashed = _find_killers(job, pools, poisoned)
         spared = [replace(work, crashed=crashed[work.shard.id]) for work in poisoned]
-        yield from _stream(job, pools, spared, MAX_ATTEMPTS)
+        yield from _stream(job, pools, spared, MAX_ATTEMPTS, watch)
 
 
 def _find_killers(
@@ -83,6 +94,7 @@ def _stream(
     pools: Sequence[PoolPlan],
     todo: Sequence[Work],
     max_attempts: int,
+    watch: Callable[[Ask], None] = lambda _ask: None,
     is_trial: bool = False,
 ) -> Iterator[Receipt]:
     import ray
@@ -103,11 +115,12 @@ def _stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # On the driver's own machine: a count must not be lost with some other one.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    attempts = (
-        ray.remote(Attempts)
+    in_flight = (
+        ray.remote(InFlight)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote(max_attempts)
     )
+    watch(lambda done: _shares(in_flight, done))
     encoders = tuple(encoder for pool in pools for encoder in pool.encoders)
     rows = [{"work": pickle.dumps(work)} for work in todo]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -115,7 +128,7 @@ def _stream(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=1.0 if any(pool.gpus for pool in pools) else DECODE_CPUS,
-        fn_kwargs={"encoders": encoders, "job": job, "attempts": attempts},
+        fn_kwargs={"encoders": encoders, "job": job, "in_flight": in_flight},
     )
     for number, pool in enumerate(pools):
         # On a GPU one shard is encoded while the one before is written and the next one waits. On a
@@ -140,8 +153,8 @@ def _stream(
             fn_constructor_kwargs={
                 "pool": pool,
                 "job": job,
-                "attempts": attempts,
-                "is_last": number == len(pools) - 1,
+                "in_flight": in_flight,
+                "part": (number, len(pools)),
                 "is_trial": is_trial,
             },
         )
@@ -158,32 +171,27 @@ def _stream(
         raise BioembedError(f"the Ray cluster failed ({text}); run again to go on") from error
 
 
-class Attempts:
-    """Counts how often each shard was begun, so that one that kills its worker is given up."""
+def _shares(in_flight: Any, done: Sequence[str]) -> dict[str, float]:
+    """Return how far the shards under way are; nothing where the cluster has no time to say."""
+    import ray
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._begun: dict[tuple[str, str], int] = {}
-
-    def begin(self, stage: str, shard: str) -> bool:
-        """Count one attempt; return False where there were enough."""
-        count = self._begun.get((stage, shard), 0) + 1
-        self._begun[stage, shard] = count
-        return count <= self._limit
+    try:
+        shares: dict[str, float] = ray.get(in_flight.shares.remote(list(done)), timeout=ASK_S)
+    except ray.exceptions.RayError:
+        return {}
+    return shares
 
 
 def decode_row(
-    batch: pa.Table, encoders: tuple[PlannedEncoder, ...], job: Job, attempts: Any
+    batch: pa.Table, encoders: tuple[PlannedEncoder, ...], job: Job, in_flight: Any
 ) -> pa.Table:
     """Decode the shard of a row: work in; work, waveforms, index and an open receipt out."""
-    import time
-
     import ray
 
     body = batch.column("work")[0].as_py()
     work: Work = pickle.loads(body)
     receipt = Receipt(work.shard.id)
-    if not ray.get(attempts.begin.remote("decode", work.shard.id)):
+    if not ray.get(in_flight.begin.remote("decode", work.shard.id)):
         receipt.is_poisoned = True
         return _row(body, receipt, [])
     started = time.perf_counter()
@@ -206,89 +214,3 @@ def _row(work: bytes, receipt: Receipt, audios: Any) -> pa.Table:
             "waves": pa.LargeListArray.from_arrays(offsets, pa.array(flat)),
         }
     )
-
-
-def load_codes(encoders: Sequence[PlannedEncoder], device: str) -> dict[str, Any]:
-    """Return the centroids of every codebook applied to some encoders, by name."""
-    from bioembed_ray.codebooks.card import read_codebook
-    from bioembed_ray.codebooks.nearest import make_codes
-
-    codes = {}
-    for tokens in (t for e in encoders for output in e.outputs for t in output.tokens):
-        codebook = read_codebook(tokens.folder)
-        codes[tokens.name] = make_codes(codebook.centroids, codebook.metric, device)
-    return codes
-
-
-class EncodeActor:
-    """Holds the encoders of a pool; takes decoded shards, puts their parts, passes receipts on."""
-
-    def __init__(
-        self, pool: PoolPlan, job: Job, attempts: Any, is_last: bool, is_trial: bool
-    ) -> None:
-        import torch
-
-        from bioembed_ray.encoders import registry
-
-        torch.set_num_threads(pool.threads)
-        self._device = "cuda" if pool.gpus else "cpu"
-        self._pool, self._job, self._attempts = pool, job, attempts
-        self._is_last, self._is_trial = is_last, is_trial
-        self._busy = threading.Lock()
-        self._encoders: list[tuple[PlannedEncoder, Encoder]] = []
-        self._load_error: str | None = None
-        for planned in pool.encoders:
-            try:
-                encoder = registry.load(
-                    planned.name, planned.config, planned.checkpoint, self._device
-                )
-            # Whatever it is, the driver says it in one line: a constructor that raises reaches it
-            # as pages of Ray's traceback.
-            except Exception as error:  # noqa: BLE001
-                text = " ".join(str(error).split())[:500]
-                kind = "" if isinstance(error, BioembedError) else f"{type(error).__name__}: "
-                self._load_error = f"{planned.name} cannot be loaded on a worker: {kind}{text}"
-                break
-            self._encoders.append((planned, encoder))
-        self._codes = load_codes(pool.encoders, self._device)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Encode the shard of a row."""
-        import ray
-
-        work: Work = pickle.loads(batch.column("work")[0].as_py())
-        receipt: Receipt = pickle.loads(batch.column("receipt")[0].as_py())
-        receipt.node = ray.get_runtime_context().get_node_id()
-        if self._load_error is not None:
-            receipt.load_error = self._load_error
-        elif not (receipt.is_poisoned or receipt.failures or receipt.put_error):
-            with self._busy:
-                # Counted when it starts for real: a shard that only waits here is innocent.
-                allowed = ray.get(self._attempts.begin.remote(self._pool.name, work.shard.id))
-            if allowed:
-                self._encode(batch, work, receipt)
-            else:
-                receipt.is_poisoned = True
-        done = pa.array([pickle.dumps(receipt)], pa.binary())
-        if self._is_last:
-            return pa.table({"receipt": done})
-        return batch.set_column(batch.schema.get_field_index("receipt"), "receipt", done)
-
-    def _encode(self, batch: pa.Table, work: Work, receipt: Receipt) -> None:
-        flat = batch.column("waves").chunk(0).values.to_numpy(zero_copy_only=True)
-        audios = unflatten(batch.column("index")[0].as_py(), flat)
-        for planned, encoder in self._encoders:
-            encode_shard(
-                work,
-                audios,
-                planned,
-                encoder,
-                self._device,
-                self._job,
-                receipt,
-                self._busy,
-                self._is_trial,
-                self._codes,
-            )
-            if receipt.failures or receipt.put_error:
-                return

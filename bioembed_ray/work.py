@@ -6,7 +6,7 @@ Plain functions, no Ray: the stream calls them in its tasks and actors, a test c
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -79,6 +79,7 @@ def encode_shard(
     busy: AbstractContextManager[object] | None = None,
     is_trial: bool = False,
     codes: Mapping[str, Codes] = MappingProxyType({}),
+    tell: Callable[[float], None] | None = None,
 ) -> None:
     """Apply one encoder to a decoded shard and put its parts; the receipt says what happened.
 
@@ -93,8 +94,10 @@ def encode_shard(
         busy: Held while the network runs, so that writing overlaps with the next shard.
         is_trial: Compute, but put nothing.
         codes: Codebook name -> centroids, for the codebooks applied to this encoder.
+        tell: Hears after every batch what share of the encoder's work is done.
     """
     # Only here torch is needed: a process that decodes starts in a third of the time without.
+    from bioembed_ray.apply import nobody
     from bioembed_ray.encode import encode
 
     wanted = [o for o in planned.outputs if set(o.all_datasets) & set(work.datasets)]
@@ -121,6 +124,7 @@ def encode_shard(
             keep_frames,
             [(number, codes[tokens.name]) for number, tokens in applied],
             job.embedding_dtype,
+            tell or nobody,
         )
         took = time.perf_counter() - started
     receipt.seconds[planned.name] = receipt.seconds.get(planned.name, 0.0) + took

@@ -17,13 +17,13 @@ import pytest
 
 from bioembed_ray import cluster, probing, run
 from bioembed_ray.config import Job
+from bioembed_ray.encode_actor import load_codes
 from bioembed_ray.encoders import registry
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.plan import Work
 from bioembed_ray.pools import PoolPlan
 from bioembed_ray.run import Result, run_job
 from bioembed_ray.shard_audio import decode_shard, transient
-from bioembed_ray.stream import load_codes
 from bioembed_ray.work import Receipt, encode_shard
 from tests.tiny import RATE_HZ
 
@@ -125,7 +125,9 @@ def without_ray(patch: pytest.MonkeyPatch) -> Counter[str]:
     loaded: dict[str, Any] = {}
     counts: Counter[str] = Counter()
 
-    def stream(job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work]) -> Iterator[Receipt]:
+    def stream(
+        job: Job, pools: Sequence[PoolPlan], todo: Sequence[Work], watch: object
+    ) -> Iterator[Receipt]:
         planned_encoders = [planned for pool in pools for planned in pool.encoders]
         codes = load_codes(planned_encoders, "cpu")
         for work in todo:

@@ -6,6 +6,7 @@ Workers import this module by name (`tests.tiny:slow`), so PYTHONPATH must hold 
 from __future__ import annotations
 
 import os
+import resource
 import time
 import warnings
 from pathlib import Path
@@ -79,6 +80,19 @@ class _Slow:
         return vectors
 
 
+class _Thirsty(_Slow):
+    def embed(self, windows: torch.Tensor) -> torch.Tensor:
+        vectors = super().embed(windows)
+        faults = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(8 << 20)  # 64 MB, as activations are
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        # The heap may grow for the first. Anew from the system: 16 384 pages, or 32 huge ones and some.
+        vectors[:, 0] = float(min(faults[1:]) >= 16)
+        return vectors
+
+
 class _Deadly(_Slow):
     def embed(self, windows: torch.Tensor) -> torch.Tensor:
         if float(windows.abs().max()) > KILLING_LEVEL:
@@ -97,6 +111,11 @@ def slow(config: object, device: str) -> _Slow:
     return _Slow()
 
 
+def thirsty(config: object, device: str) -> _Thirsty:
+    """Take large blocks of memory; vectors begin with 1.0 where the system had to give each anew."""
+    return _Thirsty()
+
+
 def deadly(config: object, device: str) -> _Deadly:
     """Take the process down where a sample is above `KILLING_LEVEL`."""
     return _Deadly()
@@ -107,6 +126,6 @@ def raising(config: object, device: str) -> _Raising:
     return _Raising()
 
 
-for factory in (slow, deadly, raising):
+for factory in (slow, thirsty, deadly, raising):
     factory.rate_hz = RATE_HZ  # type: ignore[attr-defined]
     factory.window_s = WINDOW_S  # type: ignore[attr-defined]

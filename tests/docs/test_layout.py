@@ -20,6 +20,7 @@ PACKAGE = ROOT / "bioembed_ray"
 MAY_IMPORT_RAY = {
     "cluster.py",
     "tasks.py",
+    "encode_actor.py",
     "stream.py",
     "codebooks/fit.py",
     "codebooks/standing.py",
@@ -108,7 +109,10 @@ def test_ray_is_imported_by_few_modules_that_say_so() -> None:
     assert {m for m in modules() if "ray" in roots(PACKAGE / m)} <= MAY_IMPORT_RAY
 
 
-@pytest.mark.parametrize("module", ["codebooks.gather", "probing", "stream", "vqvae_training"])
+@pytest.mark.parametrize(
+    "module",
+    ["codebooks.gather", "encode_actor", "in_flight", "probing", "stream", "vqvae_training"],
+)
 def test_processes_that_compute_nothing_import_no_torch(module: str) -> None:
     # Of these modules are the tasks and small actors of a run; each would pay seconds for it.
     code = f"import sys, bioembed_ray.{module}; print({{'torch', 'pandas', 'sklearn'}} & set(sys.modules))"

@@ -108,7 +108,7 @@ def test_killed_workers_are_replaced_within_the_run(
     draw = random.Random(2)
     output = tmp_path / "out"
     # An encoder, the one that counts attempts, and whatever decodes or idles.
-    kinds = ["EncodeActor", "ray::Attempts", "ray::IDLE ray::MapBatches(decode"]
+    kinds = ["EncodeActor", "ray::InFlight", "ray::IDLE ray::MapBatches(decode"]
     with started(*undisturbed.arguments(output)) as process:
         for number in range(N_KILLS):
             goal = 1 + number * (N_SHARDS - 3) // N_KILLS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_hours_with_the_digits_that_matter(seconds: float, text: str) -> None:
 
 
 def test_the_line_from_start_to_end(clock: Clock) -> None:
-    line = Progress(36_000, 20, io.StringIO())
+    line = Progress(36_000, 20, stream=io.StringIO())
     clock.now += 12
     assert line.line() == (
         "0.0000 h of 10.0 h of audio, 0 of 20 shards, loading models and encoding the first (12 s so far)"
@@ -85,7 +86,7 @@ def test_the_line_from_start_to_end(clock: Clock) -> None:
 
 
 def test_shards_without_audio_do_not_divide_by_nothing(clock: Clock) -> None:
-    line = Progress(0, 2, io.StringIO())
+    line = Progress(0, 2, stream=io.StringIO())
     line.add(0, 1)
     assert (
         line.line()
@@ -93,10 +94,49 @@ def test_shards_without_audio_do_not_divide_by_nothing(clock: Clock) -> None:
     )
 
 
+def test_what_is_under_way_counts_before_its_shard_is_done(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LOG_S", 0.01)
+    begun = [0.0]
+    log = io.StringIO()
+    asked = threading.Event()
+
+    def under_way() -> float:
+        asked.set()
+        return begun[0]
+
+    def ask_again() -> None:
+        asked.clear()
+        assert asked.wait(10)
+        asked.clear()
+        assert asked.wait(10)  # the line after the first answer is written now
+
+    with Progress(7200, 2, under_way, log) as line:
+        clock.now += 100
+        ask_again()
+        assert (
+            "0 of 2 shards, loading models and encoding the first (1 min 40 s so far)"
+            in line.line()
+        )
+        begun[0] = 900.0
+        ask_again()
+        assert line.line() == (
+            "0.2500 h of 2.00 h of audio, 0 of 2 shards, 9 × real time, 11 min 40 s left, 0 failures"
+        )
+        line.add(3600, 0)
+        begun[0] = 3700.0  # asked before the first shard was counted, and so too much
+        ask_again()
+        assert line.line().startswith("2.00 h of 2.00 h of audio, 1 of 2 shards")
+    # Nothing is under way any more: the last line tells what was done.
+    last = log.getvalue().splitlines()[-1]
+    assert last.startswith("12:34:56 1.00 h of 2.00 h of audio, 1 of 2 shards")
+
+
 def test_a_terminal_is_rewritten_and_a_log_gets_lines(clock: Clock) -> None:
     log, terminal = io.StringIO(), Terminal()
     for stream in (log, terminal):
-        with Progress(3600, 1, stream) as line:
+        with Progress(3600, 1, stream=stream) as line:
             clock.now += 10
             line.add(3600, 0)
     text = "1.00 h of 1.00 h of audio, 1 of 1 shards, 360 × real time, took 10 s, 0 failures"

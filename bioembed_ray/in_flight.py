@@ -1,0 +1,71 @@
+"""Shards under way: how often each was begun, how far it is, and what that is in audio seconds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+# Takes the shards that need no more watching; returns what share of every other begun is encoded.
+Ask = Callable[[Sequence[str]], dict[str, float]]
+
+
+class InFlight:
+    """Counts attempts, so that a shard that kills its worker is given up, and remembers shares.
+
+    An actor of the stream's. `tell` comes from encoders, `shares` is asked by the driver.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._begun: dict[tuple[str, str], int] = {}
+        self._shares: dict[str, float] = {}
+
+    def begin(self, stage: str, shard: str) -> bool:
+        """Count one attempt; return False where there were enough."""
+        count = self._begun.get((stage, shard), 0) + 1
+        self._begun[stage, shard] = count
+        return count <= self._limit
+
+    def tell(self, shard: str, share: float) -> None:
+        """Remember what share of a shard is encoded, 0 to 1."""
+        self._shares[shard] = share
+
+    def shares(self, done: Sequence[str]) -> dict[str, float]:
+        """Return the share of every shard that was told of, without those that are done."""
+        for shard in done:
+            self._shares.pop(shard, None)
+        return self._shares
+
+
+class UnderWay:
+    """Audio seconds encoded of shards that are not done yet; asked by the progress line's thread.
+
+    Args:
+        seconds: Shard -> its audio seconds.
+    """
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self._left = dict(seconds)
+        self._done: list[str] = []
+        self._lock = threading.Lock()
+        self._ask: Ask | None = None
+
+    def watch(self, ask: Ask) -> None:
+        """Ask here from now on."""
+        self._ask = ask
+
+    def done(self, shard: str) -> None:
+        """Take a shard off, which is now counted as a whole."""
+        with self._lock:
+            self._left.pop(shard, None)
+            self._done.append(shard)
+
+    def __call__(self) -> float:
+        """Return the seconds, 0.0 while nobody can tell."""
+        if self._ask is None:
+            return 0.0
+        with self._lock:
+            done, self._done = self._done, []
+        shares = self._ask(done)
+        with self._lock:
+            return sum(self._left.get(shard, 0.0) * share for shard, share in shares.items())
