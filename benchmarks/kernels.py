@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from bioembed_ray.config import EncoderConfig, LocalWeights, RandomWeights
 from bioembed_ray.encoders import efficientnet, registry
 from bioembed_ray.encoders.avex_models import build, model_of
+from bioembed_ray.encoders.precision import is_emulated
 
 RATE_HZ = 16_000
 MODELS = {"beats": "esp_aves2_sl_beats_all", "efficientnet": "esp_aves2_effnetb0_all"}
@@ -99,6 +100,9 @@ def main() -> None:
             network, path = network_and_file(name, Path(folder))
             kernels = {}
             for precision in ("float32", "bfloat16"):
+                if is_emulated(precision):
+                    print(f"{name:<13} batched {precision}: this CPU has no instructions for it")
+                    continue
                 config = EncoderConfig(
                     model=MODELS[name], weights=LocalWeights(path=str(path)), precision=precision
                 )

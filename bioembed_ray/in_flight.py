@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-# Takes the shards that need no more watching; returns what share of every other begun is encoded.
-Ask = Callable[[Sequence[str]], dict[str, float]]
+# Takes the shards that need no more watching; returns what share of every other begun is encoded, None
+# where nobody answers in time.
+Ask = Callable[[Sequence[str]], Mapping[str, float] | None]
 
 
 class InFlight:
@@ -49,6 +50,7 @@ class UnderWay:
         self._done: list[str] = []
         self._lock = threading.Lock()
         self._ask: Ask | None = None
+        self._shares: Mapping[str, float] = {}
 
     def watch(self, ask: Ask) -> None:
         """Ask here from now on."""
@@ -61,11 +63,13 @@ class UnderWay:
             self._done.append(shard)
 
     def __call__(self) -> float:
-        """Return the seconds, 0.0 while nobody can tell."""
+        """Return the seconds, by the last answer where none comes now."""
         if self._ask is None:
             return 0.0
         with self._lock:
             done, self._done = self._done, []
         shares = self._ask(done)
+        if shares is not None:
+            self._shares = shares
         with self._lock:
-            return sum(self._left.get(shard, 0.0) * share for shard, share in shares.items())
+            return sum(self._left.get(shard, 0.0) * share for shard, share in self._shares.items())

@@ -171,14 +171,14 @@ def _stream(
         raise BioembedError(f"the Ray cluster failed ({text}); run again to go on") from error
 
 
-def _shares(in_flight: Any, done: Sequence[str]) -> dict[str, float]:
-    """Return how far the shards under way are; nothing where the cluster has no time to say."""
+def _shares(in_flight: Any, done: Sequence[str]) -> dict[str, float] | None:
+    """Return how far the shards under way are; None where the cluster has no time to say."""
     import ray
 
     try:
         shares: dict[str, float] = ray.get(in_flight.shares.remote(list(done)), timeout=ASK_S)
     except ray.exceptions.RayError:
-        return {}
+        return None
     return shares
 
 

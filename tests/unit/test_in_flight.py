@@ -84,9 +84,12 @@ def test_seconds_under_way_are_those_of_shards_not_done_yet() -> None:
     in_flight = InFlight(3)
     asked: list[list[str]] = []
 
-    def ask(done: Sequence[str]) -> dict[str, float]:
+    is_silent = False
+
+    def ask(done: Sequence[str]) -> dict[str, float] | None:
         asked.append(list(done))
-        return dict(in_flight.shares(done))
+        shares = dict(in_flight.shares(done))
+        return None if is_silent else shares
 
     under_way = UnderWay({"a": 100.0, "b": 60.0, "c": 10.0})
     assert under_way() == 0.0  # nobody to ask yet
@@ -101,14 +104,17 @@ def test_seconds_under_way_are_those_of_shards_not_done_yet() -> None:
     # Said late by an encoder whose shard is done.
     in_flight.tell("b", 0.9)
     assert under_way() == 75.0
-    # Killed and begun anew.
+    # Killed and begun anew; the last answer counts while there is no other.
     in_flight.tell("a", 0.1)
+    is_silent = True
+    assert under_way() == 75.0
+    is_silent = False
     assert under_way() == 10.0
     under_way.done("a")
     under_way.done("a")
     under_way.done("c")
     assert under_way() == 0.0
-    assert asked == [[], [], ["b"], [], [], ["a", "a", "c"]]
+    assert asked == [[], [], ["b"], [], [], [], ["a", "a", "c"]]
 
 
 def test_attempts_are_counted_by_stage_and_shard() -> None:
