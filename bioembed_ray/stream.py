@@ -164,6 +164,8 @@ def _stream(
         ):
             for body in batch.column("receipt").to_pylist():
                 yield pickle.loads(body)
+        # Whoever may still ask keeps it alive, a process per stream of a run.
+        ray.kill(in_flight)
     except ray.exceptions.RayTaskError:
         raise  # an error of ours, which needs its traceback
     except ray.exceptions.RayError as error:
