@@ -71,14 +71,6 @@ class Windows:
 
 Vectors = list[torch.Tensor]
 
-# Told after every batch what share of the work is done, 0 to 1.
-Told = Callable[[float], None]
-
-
-def nobody(_share: float) -> None:
-    """Take what is told and do nothing with it."""
-
-
 Outcome = Vectors | RecordingError
 
 

@@ -12,21 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.apply import (
-    Place,
-    Told,
-    Waves,
-    Windows,
-    guarded,
-    lost_window,
-    nobody,
-    without_lost,
-)
+from bioembed_ray.apply import Place, Waves, Windows, guarded, lost_window, without_lost
 from bioembed_ray.assigned import Assigned, TokenTable
 from bioembed_ray.codebooks.nearest import Codes
 from bioembed_ray.encoders.base import Encoder, shortest_window
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.frames import Frames, Means, assemble, is_own, owned_steps, run_blocks
+from bioembed_ray.in_flight import Told, nobody
 from bioembed_ray.windows import Block, WindowRule, valid_samples, window_starts
 
 

@@ -10,19 +10,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from bioembed_ray.apply import (
-    Outcome,
-    Place,
-    Told,
-    Vectors,
-    Waves,
-    Windows,
-    guarded,
-    lost_window,
-    nobody,
-)
+from bioembed_ray.apply import Outcome, Place, Vectors, Waves, Windows, guarded, lost_window
 from bioembed_ray.encoders.base import Encoder, FrameGrid
 from bioembed_ray.errors import Reason, RecordingError
+from bioembed_ray.in_flight import Told
 from bioembed_ray.windows import Block, WindowRule, blocks
 
 
@@ -49,7 +40,7 @@ def run_blocks(
     rule: WindowRule,
     places: Sequence[Place],
     device: str,
-    told: Told = nobody,
+    told: Told,
 ) -> Iterator[tuple[int, Block, Outcome]]:
     """Yield (place, block, frames per layer (T · per_step, D) or an error), equal lengths together.
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+# Told after every batch what share of the work is done, 0 to 1.
+Told = Callable[[float], None]
 # Takes the shards that need no more watching; returns what share of every other begun is encoded, None
 # where nobody answers in time.
 Ask = Callable[[Sequence[str]], Mapping[str, float] | None]
+
+
+def nobody(_share: float) -> None:
+    """Take what is told and do nothing with it."""
 
 
 class InFlight:

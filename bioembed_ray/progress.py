@@ -62,7 +62,6 @@ class Progress:
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._started = time.monotonic()
-        self._first: float | None = None
         self._done_s, self._begun_s, self._n_done, self._n_failures = 0.0, 0.0, 0, 0
         self._lock = threading.Lock()
         self._stop = threading.Event()

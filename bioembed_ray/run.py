@@ -209,10 +209,10 @@ def _work(
     todo = {work.shard.id: work for work in todo_list}
     n_put_errors = 0
     started = time.monotonic()
-    total_s = sum(audio_seconds(work) for work in todo_list)
     watch = StoreWatch()
-    under_way = UnderWay({work.shard.id: audio_seconds(work) for work in todo_list})
-    with Progress(total_s, len(todo_list), under_way) as progress:
+    seconds = {shard: audio_seconds(work) for shard, work in todo.items()}
+    under_way = UnderWay(seconds)
+    with Progress(sum(seconds.values()), len(seconds), under_way) as progress:
         # Longest first, so that none begins when the others end.
         ordered = sorted(todo_list, key=audio_seconds, reverse=True)
         for receipt in stream.run_stream(job, pools, ordered, under_way.watch):

@@ -46,7 +46,7 @@ def run_stream(
     job: Job,
     pools: Sequence[PoolPlan],
     todo: Sequence[Work],
-    watch: Callable[[Ask], None] = lambda _ask: None,
+    watch: Callable[[Ask], None],
 ) -> Iterator[Receipt]:
     """Stream shards through decode and the pools; yields one receipt per shard, as they come.
 

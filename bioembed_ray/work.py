@@ -6,7 +6,7 @@ Plain functions, no Ray: the stream calls them in its tasks and actors, a test c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, Output, PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import StorageError
+from bioembed_ray.in_flight import Told, nobody
 from bioembed_ray.outcomes import Failure, PartOutcome, judge
 from bioembed_ray.parts import (
     frames_table,
@@ -79,7 +80,7 @@ def encode_shard(
     busy: AbstractContextManager[object] | None = None,
     is_trial: bool = False,
     codes: Mapping[str, Codes] = MappingProxyType({}),
-    tell: Callable[[float], None] | None = None,
+    tell: Told = nobody,
 ) -> None:
     """Apply one encoder to a decoded shard and put its parts; the receipt says what happened.
 
@@ -97,7 +98,6 @@ def encode_shard(
         tell: Hears after every batch what share of the encoder's work is done.
     """
     # Only here torch is needed: a process that decodes starts in a third of the time without.
-    from bioembed_ray.apply import nobody
     from bioembed_ray.encode import encode
 
     wanted = [o for o in planned.outputs if set(o.all_datasets) & set(work.datasets)]
@@ -124,7 +124,7 @@ def encode_shard(
             keep_frames,
             [(number, codes[tokens.name]) for number, tokens in applied],
             job.embedding_dtype,
-            tell or nobody,
+            tell,
         )
         took = time.perf_counter() - started
     receipt.seconds[planned.name] = receipt.seconds.get(planned.name, 0.0) + took

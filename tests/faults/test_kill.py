@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 from tests import oracles
 from tests.commands import TIMEOUT_S, bioembed, started, wait_for
+from tests.processes import named
 from tests.undisturbed import Undisturbed, n_standing, run_undisturbed
 
 import ray  # noqa: F401, isort: skip  (it brings psutil along, and puts it on the path)
@@ -31,24 +31,6 @@ N_SHARDS = 9
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return run_undisturbed(tmp_path_factory.mktemp("undisturbed"), N_SHARDS)
-
-
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return all processes below a command: Ray's and its workers."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return list(psutil.Process(process.pid).children(recursive=True))
-    return []
-
-
-def named(processes: list[psutil.Process], *titles: str) -> list[psutil.Process]:
-    """Return the processes whose title holds one of these."""
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            title = " ".join(process.cmdline())
-            if any(part in title for part in titles):
-                found.append(process)
-    return found
 
 
 def untouched(before: oracles.Standing, output: Path) -> bool:
@@ -71,7 +53,7 @@ def test_a_killed_driver_is_followed_by_a_run_that_computes_only_what_is_missing
             wait_for(lambda goal=goal: n_standing(output) >= goal, f"{goal} parts", process)
             time.sleep(draw.uniform(0, 8.0 if more == 0 else 0.6))
             # Ray's own agents take longer to notice, but do nothing.
-            left_behind = named(family(process), "raylet/raylet", "ray::Map", "ray::IDLE")
+            left_behind = named(process.pid, "raylet/raylet", "ray::Map", "ray::IDLE")
             process.kill()
             process.wait(30)
             # Nothing of a dead driver goes on working for long.
@@ -116,8 +98,7 @@ def test_killed_workers_are_replaced_within_the_run(
             # All may be decoded and nobody idle by then: an encoder dies instead.
             victims = wait_for(
                 lambda number=number: (
-                    named(family(process), *kinds[number % 3].split())
-                    or named(family(process), kinds[0])
+                    named(process.pid, *kinds[number % 3].split()) or named(process.pid, kinds[0])
                 ),
                 kinds[number % 3],
                 process,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -13,9 +13,7 @@ import soundfile
 from bioembed_ray import progress
 from tests import oracles, tiny
 from tests.commands import embed, wait_for
-
-import ray  # noqa: F401, isort: skip  (it brings psutil along, and puts it on the path)
-import psutil  # isort: skip
+from tests.processes import named
 
 pytestmark = pytest.mark.ray
 
@@ -42,14 +40,6 @@ def test_a_shard_is_watched_while_it_is_encoded_and_its_batches_reuse_memory(
     assert len(rows) == 200
     assert {vector[0] for vector in rows.values()} == {0.0}
     # Nothing of a stream stays behind, whoever still holds what could be asked.
-    wait_for(lambda: not of_a_stream(), "the end of its actors")
-
-
-def of_a_stream() -> list[psutil.Process]:
-    titles = ("ray::InFlight", "EncodeActor")
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if any(title in " ".join(process.cmdline()) for title in titles):
-                found.append(process)
-    return found
+    wait_for(
+        lambda: not named(os.getpid(), "ray::InFlight", "EncodeActor"), "the end of its actors"
+    )

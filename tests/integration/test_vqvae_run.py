@@ -22,9 +22,7 @@ from bioembed_ray.codebooks.card import read_card
 from bioembed_ray.verify import verify
 from tests.commands import bioembed, embed, started, wait_for
 from tests.conftest import Bucket
-
-import ray  # noqa: F401, isort: skip  (it brings psutil along, and puts it on the path)
-import psutil  # isort: skip
+from tests.processes import named
 
 pytestmark = pytest.mark.ray
 RATE_HZ = 8000
@@ -247,11 +245,7 @@ def test_a_training_killed_twice_ends_with_the_bits_of_an_undisturbed_one(
 
     with started(*command) as process:
         wait_for(step, "a first state", process)
-        workers = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(child.cmdline())
-        ]
+        workers = named(process.pid, "RayTrainWorker")
         assert workers
         workers[0].kill()
         workers[0].wait(30)
