@@ -7,6 +7,7 @@ exceptions, because a raising row would abort the run or drop a block.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import time
@@ -164,13 +165,15 @@ def _stream(
         ):
             for body in batch.column("receipt").to_pylist():
                 yield pickle.loads(body)
-        # Whoever may still ask keeps it alive, a process per stream of a run.
-        ray.kill(in_flight)
     except ray.exceptions.RayTaskError:
         raise  # an error of ours, which needs its traceback
     except ray.exceptions.RayError as error:
         text = " ".join(str(error).split())[:300]
         raise BioembedError(f"the Ray cluster failed ({text}); run again to go on") from error
+    finally:
+        # However it ends: whoever may still ask keeps it alive, a process per stream of a run.
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(in_flight)
 
 
 def _shares(in_flight: Any, done: Sequence[str]) -> dict[str, float] | None:

@@ -25,6 +25,7 @@ from bioembed_ray.pools import PoolPlan
 from bioembed_ray.run import Result, run_job
 from bioembed_ray.shard_audio import decode_shard, transient
 from bioembed_ray.work import Receipt, encode_shard
+from tests.processes import named
 from tests.tiny import RATE_HZ
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,13 @@ def wait_for(
             raise AssertionError(f"ended before {what}: {process.stdout.read()}")
         time.sleep(0.02)
     raise AssertionError(f"waited {timeout:.0f} s for {what}")
+
+
+def wait_for_the_end_of_actors() -> None:
+    """Return when no stream of a run in this process has an actor left."""
+    wait_for(
+        lambda: not named(os.getpid(), "ray::InFlight", "EncodeActor"), "the end of its actors"
+    )
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:

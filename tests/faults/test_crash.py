@@ -11,7 +11,7 @@ import soundfile
 from bioembed_ray.errors import WeightsError
 from bioembed_ray.verify import verify
 from tests import oracles, tiny
-from tests.commands import ROOT, bioembed, embed, without_ray
+from tests.commands import ROOT, bioembed, embed, wait_for_the_end_of_actors, without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -75,3 +75,5 @@ def test_an_encoder_that_cannot_be_built_ends_the_run_with_one_line(
         "e cannot be loaded on a worker: RuntimeError: no such weights on this machine"
     )
     assert not (tmp_path / "out/lease.json").exists()
+    # Nothing of a stream that failed stays behind either.
+    wait_for_the_end_of_actors()

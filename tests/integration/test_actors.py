@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import soundfile
 
 from bioembed_ray import progress
 from tests import oracles, tiny
-from tests.commands import embed, wait_for
-from tests.processes import named
+from tests.commands import embed, wait_for_the_end_of_actors
 
 pytestmark = pytest.mark.ray
 
@@ -40,6 +38,4 @@ def test_a_shard_is_watched_while_it_is_encoded_and_its_batches_reuse_memory(
     assert len(rows) == 200
     assert {vector[0] for vector in rows.values()} == {0.0}
     # Nothing of a stream stays behind, whoever still holds what could be asked.
-    wait_for(
-        lambda: not named(os.getpid(), "ray::InFlight", "EncodeActor"), "the end of its actors"
-    )
+    wait_for_the_end_of_actors()
