@@ -39,10 +39,10 @@ $(VENV)/.peers: requirements/peers.txt $(READY)
 demo: $(READY) ## embed a made-up archive, check it, look at it (WEIGHTS=pretrained for the real models)
 	$(BIN)/python -m bioembed_ray.demo $(WEIGHTS)
 
-# A Ray keeps all cores busy by itself, and its tests kill by the clock; the others share them.
+# Half of a Ray's start is waiting, so that two at a time take little more than half as long; each takes
+# gigabytes, so that many cores are no reason for many.
 test: lint types $(VENV)/.peers ## lint, types and every test
-	$(BIN)/pytest -m "not ray" --numprocesses auto
-	$(BIN)/pytest -m ray
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-fast: $(READY) ## the tests to run on every save: no Ray, nothing killed
 	$(BIN)/pytest -m "not ray and not slow and not gpu and not hub" --numprocesses auto tests/unit tests/properties

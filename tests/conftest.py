@@ -31,6 +31,14 @@ S3_ENVIRONMENT = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a module's tests in one process of pytest-xdist where they share runs that took long."""
+    for item in items:
+        if "integration" in item.path.parts or item.get_closest_marker("ray") is not None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A fresh bucket; `client` is boto3's, an independent witness of what is stored."""

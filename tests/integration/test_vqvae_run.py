@@ -34,7 +34,7 @@ TRAINING = {
     "codes": 16,
     "batch_size": 16,
     "learning_rate": 2e-3,
-    "max_steps": 150,
+    "max_steps": 240,
     "evaluate_steps": 10,
     "patience": 99,
     # In the run's own process: the same bits as one worker's.
