@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
     """Return a length of time in the two units that matter.
 
     >>> [duration(s) for s in (4.2, 75, 3700, 200_000)]
-    ['4 s', '1 min 15 s', '1 h 02 min', '2 d 7 h']
+    ['4 s', '1 min 15 s', '1 h 01 min', '2 d 7 h']
     """
     whole = round(seconds)
     if whole < 60:

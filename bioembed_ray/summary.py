@@ -148,8 +148,8 @@ class Tally:
     """What one run did.
 
     Attributes:
-        audio_s: Audio seconds of the shards done.
-        n_shards: Shards done.
+        done: Shards done, and their audio seconds; one that is gone through again, first to train on
+            and then to encode, counts once.
         n_parts: Parts put.
         n_bytes: Bytes put.
         seconds: Worker seconds by stage: "decode", "write", each encoder.
@@ -162,8 +162,7 @@ class Tally:
         nodes: How many shards each machine of the cluster encoded.
     """
 
-    audio_s: float = 0.0
-    n_shards: int = 0
+    done: dict[str, float] = field(default_factory=dict)
     n_parts: int = 0
     n_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -175,6 +174,16 @@ class Tally:
     uncommitted: dict[str, list[str]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
     nodes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards were done."""
+        return len(self.done)
+
+    @property
+    def audio_s(self) -> float:
+        """Audio seconds of the shards done."""
+        return sum(self.done.values())
 
     @property
     def transient(self) -> list[str]:
@@ -195,10 +204,9 @@ class Tally:
                 self.n_distinct[outcome.dataset.encoder] += outcome.n_distinct
         self.n_parts += len(receipt.outcomes)
         self.n_bytes += receipt.n_bytes
-        self.n_shards += 1
+        self.done[receipt.shard] = audio_seconds(work)
         if receipt.outcomes and receipt.node:
             self.nodes[receipt.node] += 1
-        self.audio_s += audio_seconds(work)
         for stage, seconds in receipt.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
             if stage not in {"decode", "write"}:

@@ -32,13 +32,14 @@ def count(number: int) -> str:
 def seconds(value: float) -> str:
     """Return a length of time for people: seconds, minutes or hours.
 
-    >>> seconds(75.25), seconds(59.5), seconds(7200)
-    ('1 min 15 s', '59.5 s', '2.0 h')
+    >>> seconds(75.25), seconds(59.5), seconds(155.99999), seconds(7200)
+    ('1 min 15 s', '59.5 s', '2 min 36 s', '2.0 h')
     """
     if value < 60:
         return f"{value:.3g} s"
-    if value < 3600:
-        return f"{int(value // 60)} min {int(value % 60)} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
     return f"{value / 3600:,.1f} h"
 
 

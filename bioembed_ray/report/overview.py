@@ -115,7 +115,7 @@ def _encoders(results: Results, sums: dict[Dataset, Seconds]) -> str:
             "weights",
             Column("windows", True),
             Column("dimensions", True),
-            Column("embedded", True),
+            Column("sound in windows", True),
         ),
         rows,
     )

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-from bioembed_ray.audio import metadata as metadata_module
 from bioembed_ray.audio.metadata import (
     Metadata,
     collect_metadata,
@@ -16,10 +13,6 @@ from bioembed_ray.audio.metadata import (
 
 def at(metadata: Metadata) -> str | None:
     return None if metadata.recorded_at is None else metadata.recorded_at.isoformat()
-
-
-def test_examples_hold() -> None:
-    assert doctest.testmod(metadata_module).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def test_a_shard_that_succeeds_after_it_failed_is_committed() -> None:
     )
     tally.add(WORK, DONE, 1.0)
     assert (tally.uncommitted, tally.transient) == ({}, [])
+    # Gone through twice, and yet as much sound as it holds.
+    assert (tally.n_shards, tally.audio_s) == (1, 1.0)
 
 
 def test_a_shard_that_fails_again_says_why_it_did_last() -> None:
