@@ -15,6 +15,7 @@ from bioembed_ray.config import Job
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import BioembedError
+from bioembed_ray.in_flight import share_of_all
 from bioembed_ray.plan import Work
 from bioembed_ray.pools import PoolPlan
 from bioembed_ray.transport import unflatten
@@ -73,6 +74,8 @@ class EncodeActor:
                 break
             self._encoders.append((planned, encoder))
         self._codes = load_codes(pool.encoders, self._device)
+        # What each encoder took in the last shard that all went through; equal before the first.
+        self._took = [1.0] * len(pool.encoders)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode the shard of a row."""
@@ -116,12 +119,15 @@ class EncodeActor:
             )
             if receipt.failures or receipt.put_error:
                 return
+        took = [receipt.seconds.get(planned.name, 0.0) for planned, _ in self._encoders]
+        if all(took):
+            self._took = took
 
     def _tell(self, shard: str, number: int, share: float) -> None:
-        """Say now and then how far a shard is, each encoder being as much work as any other."""
+        """Say now and then how far a shard is."""
         if time.monotonic() - self._told < TELL_S:
             return
         self._told = time.monotonic()
         pool, n_pools = self._part
-        in_pool = (number + share) / len(self._encoders)
+        in_pool = share_of_all(self._took, number, share)
         self._in_flight.tell.remote(shard, (pool + in_pool) / n_pools)

@@ -16,6 +16,20 @@ def nobody(_share: float) -> None:
     """Take what is told and do nothing with it."""
 
 
+def share_of_all(seconds: Sequence[float], number: int, share: float) -> float:
+    """Return what share of a shard's work is done, 0 to 1, while one encoder after the other runs.
+
+    Args:
+        seconds: What each of them took before, in any unit.
+        number: Which one is at work.
+        share: How much of it is done, 0 to 1.
+
+    >>> share_of_all([3.0, 1.0, 4.0], 2, 0.5)
+    0.75
+    """
+    return (sum(seconds[:number]) + share * seconds[number]) / sum(seconds)
+
+
 class InFlight:
     """Counts attempts, so that a shard that kills its worker is given up, and remembers shares.
 

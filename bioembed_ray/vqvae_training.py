@@ -201,9 +201,12 @@ def _fit(
         # Beside the main thread, which tells progress and hears signals.
         runner = threading.Thread(target=fit, daemon=True)
         runner.start()
-        _tell(wanted, read, runner, stream)
-    if actor is not None:
-        ray.kill(actor)
+        try:
+            _tell(wanted, read, runner, stream)
+        finally:
+            # Stopped by the user, workers that nobody hears any more end as well.
+            if actor is not None:
+                ray.kill(actor)
     if failure:
         raise _as_ours(failure[0])
 
@@ -235,9 +238,10 @@ def _tell(
 
 
 def _as_ours(error: BaseException) -> BaseException:
-    """Return what a worker raised, in one line."""
-    found: list[BaseException] = list(getattr(error, "worker_failures", {}).values()) or [error]
-    text = " ".join(str(found[0]).split())[-300:]
+    """Return what a worker raised, which stands at the end, or what became of Ray's own, in one line."""
+    of_workers: list[BaseException] = list(getattr(error, "worker_failures", {}).values())
+    text = " ".join(str((of_workers or [error])[0]).split())
+    text = text[-300:] if of_workers else text[:300]
     return BioembedError(f"training failed ({text}); run again to go on")
 
 

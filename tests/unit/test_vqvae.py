@@ -39,7 +39,7 @@ from bioembed_ray.vqvae.mel import filter_bank, log_mel, mel_rule
 from bioembed_ray.vqvae.model_file import About, model_bytes
 from bioembed_ray.vqvae.network import PatchDecoder, PatchEncoder, Size, filled_up
 from bioembed_ray.vqvae.wanted import Training
-from bioembed_ray.vqvae_training import plan_workers
+from bioembed_ray.vqvae_training import _as_ours, plan_workers
 from bioembed_ray.windows import Clock, WindowRule
 
 RATE_HZ = 8000
@@ -469,3 +469,13 @@ def test_more_workers_than_there_are_gpus_are_an_error_with_both_numbers() -> No
     training = Training("v", "1", "", config, mel_rule(config, 48_000))
     with pytest.raises(ConfigError, match=r"training.workers: got 5; the cluster has 3 GPUs"):
         plan_workers(training, {"CPU": 16.0, "GPU": 3.0})
+
+
+def test_a_training_that_fails_says_why_in_one_line() -> None:
+    of_worker = RuntimeError("a worker failed")
+    of_worker.worker_failures = {0: RuntimeError("frame\n" * 200 + "ValueError: no room")}  # type: ignore[attr-defined]
+    of_ray = RuntimeError("The actor died\n" + "its worker's exit detail\n" * 200)
+    said = [str(_as_ours(error)) for error in (of_worker, of_ray)]
+    assert said[0].endswith("ValueError: no room); run again to go on")
+    assert said[1].startswith("training failed (The actor died its worker's")
+    assert all("\n" not in line and len(line) < 360 for line in said)
