@@ -268,8 +268,7 @@ def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
             storage.delete(entry.uri)
     if len(complete) == len(plan.datasets):
         _drop_fit_frames(plan)
-    if tally.n_parts:
-        _describe_codebooks(plan, complete)
+    _describe_codebooks(plan, complete, bool(tally.n_parts))
     finished = [encoder for encoder in plan.encoders if set(encoder.datasets) <= complete]
     if plan.shards:
         current.move_current(plan.job.output, finished, held_back)
@@ -286,9 +285,14 @@ def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
     return Result(plan, tally, fraction, exit_code)
 
 
-def _describe_codebooks(plan: Plan, complete: set[Dataset]) -> None:
-    for tokens in (t for e in plan.encoders for output in e.outputs for t in output.tokens):
-        if tokens.dataset in complete:
+def _describe_codebooks(plan: Plan, complete: set[Dataset], is_changed: bool) -> None:
+    """Enter in cards how the archive uses codebooks, where that has changed or is not known yet."""
+    found = [t for e in plan.encoders for output in e.outputs for t in output.tokens]
+    # A run that was killed after its last part leaves the next one nothing to put but this.
+    known = current.read_current(plan.job.output).get("codebooks", {}) if found else {}
+    for tokens in found:
+        is_known = known.get(tokens.name, {}).get("tokens") == tokens.dataset.version
+        if tokens.dataset in complete and (is_changed or not is_known):
             describe_archive(plan.job.output, tokens)
 
 

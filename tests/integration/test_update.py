@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from bioembed_ray import cluster, probing, run, stream
@@ -48,7 +50,12 @@ def test_an_update_interrupted_anywhere_never_shows_a_mix(
     assert any(line.startswith("w ") and why in line for line in describe_plan(plan))
     assert not any("t " in line and "anew" in line for line in describe_plan(plan))
 
-    whole_stream = run.stream.run_stream
+    def interrupted(*_: Any) -> None:
+        raise InterruptedError
+
+    whole_stream, whole_end = run.stream.run_stream, run.describe_archive
+    # And at the very end, when all parts stand and only the codebook's card and `current.json` are left.
+    monkeypatch.setattr(run, "describe_archive", interrupted)
     said: list[str] = []
     n_broken = 0
     for n_shards in (0, 1, 0, 1, 2, 0, 1, 1, 2, 3, 9):
@@ -68,10 +75,17 @@ def test_an_update_interrupted_anywhere_never_shows_a_mix(
             archive.check_whole()
         else:
             break
-    assert n_broken >= 6
+    assert n_broken == 11
     monkeypatch.setattr(stream, "run_stream", whole_stream)
-    assert run_job(job, said.append).exit_code == 0
+    monkeypatch.setattr(run, "describe_archive", whole_end)
+    done = run_job(job, said.append)
+    assert (done.exit_code, done.tally.n_parts) == (0, 0)
     after = archive.current()
+    tokens, codebook = (after["codebooks"]["w-6"][key] for key in ("tokens", "codebook"))
+    card = json.loads((archive.output / f"codebooks/w-6/version={codebook}/card.json").read_text())
+    files = f"{archive.output}/tokens/codebook=w-6/version={tokens}/*.parquet"
+    [(n_named,)] = duckdb.sql(f"SELECT sum(list_count(tokens)) FROM '{files}'").fetchall()
+    assert (card["archive"]["tokens"], card["archive"]["frames"]) == (tokens, n_named)
     archive.check_whole()
     assert any(why in line for line in said)
     assert after["encoders"]["t"] == before["encoders"]["t"]
