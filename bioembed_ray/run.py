@@ -10,10 +10,10 @@ from typing import Literal
 
 from bioembed_ray import cluster, current, lease, probing, signals, storage, stream, summary
 from bioembed_ray.codebooks import wanted
-from bioembed_ray.codebooks.archive import describe_archive
+from bioembed_ray.codebooks.archive import describe_codebooks
 from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
-from bioembed_ray.datasets import Dataset, PlannedEncoder
+from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.encoders.precision import is_emulated
 from bioembed_ray.errors import Reason, StorageError, WeightsError
 from bioembed_ray.in_flight import UnderWay
@@ -268,7 +268,7 @@ def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
             storage.delete(entry.uri)
     if len(complete) == len(plan.datasets):
         _drop_fit_frames(plan)
-    _describe_codebooks(plan, complete, bool(tally.n_parts))
+    describe_codebooks(plan, complete, bool(tally.n_parts))
     finished = [encoder for encoder in plan.encoders if set(encoder.datasets) <= complete]
     if plan.shards:
         current.move_current(plan.job.output, finished, held_back)
@@ -283,17 +283,6 @@ def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
     run_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(3)
     summary.write_record(plan, tally, run_id, exit_code)
     return Result(plan, tally, fraction, exit_code)
-
-
-def _describe_codebooks(plan: Plan, complete: set[Dataset], is_changed: bool) -> None:
-    """Enter in cards how the archive uses codebooks, where that has changed or is not known yet."""
-    found = [t for e in plan.encoders for output in e.outputs for t in output.tokens]
-    # A run that was killed after its last part leaves the next one nothing to put but this.
-    known = current.read_current(plan.job.output).get("codebooks", {}) if found else {}
-    for tokens in found:
-        is_known = known.get(tokens.name, {}).get("tokens") == tokens.dataset.version
-        if tokens.dataset in complete and (is_changed or not is_known):
-            describe_archive(plan.job.output, tokens)
 
 
 def _drop_fit_frames(plan: Plan) -> None:

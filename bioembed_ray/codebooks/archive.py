@@ -12,10 +12,29 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.codebooks.card import CARD_KEY, card_bytes, read_card, usage, verdict
-from bioembed_ray.datasets import Tokens
+from bioembed_ray.current import read_current
+from bioembed_ray.datasets import Dataset, Tokens
 from bioembed_ray.errors import NotFoundError
+from bioembed_ray.plan import Plan
 
 READ_THREADS = 8
+
+
+def describe_codebooks(plan: Plan, complete: set[Dataset], is_changed: bool) -> None:
+    """Enter in cards how the archive uses codebooks, where that has changed or is not known yet.
+
+    Args:
+        plan: What is wanted.
+        complete: What stands whole; other codebooks wait.
+        is_changed: Whether the run put anything.
+    """
+    found = [t for e in plan.encoders for output in e.outputs for t in output.tokens]
+    # A run that was killed after its last part leaves the next one nothing to put but this.
+    known = read_current(plan.job.output).get("codebooks", {}) if found else {}
+    for tokens in found:
+        is_known = known.get(tokens.name, {}).get("tokens") == tokens.dataset.version
+        if tokens.dataset in complete and (is_changed or not is_known):
+            describe_archive(plan.job.output, tokens)
 
 
 def describe_archive(output: str, tokens: Tokens) -> str:

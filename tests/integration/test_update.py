@@ -11,6 +11,7 @@ import duckdb
 import pytest
 
 from bioembed_ray import cluster, probing, run, stream
+from bioembed_ray.codebooks import archive as archive_use
 from bioembed_ray.plan import make_plan
 from bioembed_ray.plan_text import describe_plan
 from bioembed_ray.prune import delete, leftovers
@@ -53,9 +54,9 @@ def test_an_update_interrupted_anywhere_never_shows_a_mix(
     def interrupted(*_: Any) -> None:
         raise InterruptedError
 
-    whole_stream, whole_end = run.stream.run_stream, run.describe_archive
+    whole_stream, whole_end = run.stream.run_stream, archive_use.describe_archive
     # And at the very end, when all parts stand and only the codebook's card and `current.json` are left.
-    monkeypatch.setattr(run, "describe_archive", interrupted)
+    monkeypatch.setattr(archive_use, "describe_archive", interrupted)
     said: list[str] = []
     n_broken = 0
     for n_shards in (0, 1, 0, 1, 2, 0, 1, 1, 2, 3, 9):
@@ -77,7 +78,7 @@ def test_an_update_interrupted_anywhere_never_shows_a_mix(
             break
     assert n_broken == 11
     monkeypatch.setattr(stream, "run_stream", whole_stream)
-    monkeypatch.setattr(run, "describe_archive", whole_end)
+    monkeypatch.setattr(archive_use, "describe_archive", whole_end)
     done = run_job(job, said.append)
     assert (done.exit_code, done.tally.n_parts) == (0, 0)
     after = archive.current()
