@@ -39,8 +39,8 @@ $(VENV)/.peers: requirements/peers.txt $(READY)
 demo: $(READY) ## embed a made-up archive, check it, look at it (WEIGHTS=pretrained for the real models)
 	$(BIN)/python -m bioembed_ray.demo $(WEIGHTS)
 
-# Half of a Ray's start is waiting, so that two at a time take little more than half as long; each takes
-# gigabytes, so that many cores are no reason for many.
+# Nearly half of what a Ray does is waiting, so that another one may run beside it; each is a dozen
+# processes, so that many cores are no reason for many.
 test: lint types $(VENV)/.peers ## lint, types and every test
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 

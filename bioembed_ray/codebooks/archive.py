@@ -30,10 +30,10 @@ def describe_codebooks(plan: Plan, complete: set[Dataset], is_changed: bool) -> 
     """
     found = [t for e in plan.encoders for output in e.outputs for t in output.tokens]
     # A run that was killed after its last part leaves the next one nothing to put but this.
-    known = read_current(plan.job.output).get("codebooks", {}) if found else {}
+    known = read_current(plan.job.output).get("codebooks", {}) if found and not is_changed else {}
     for tokens in found:
         is_known = known.get(tokens.name, {}).get("tokens") == tokens.dataset.version
-        if tokens.dataset in complete and (is_changed or not is_known):
+        if tokens.dataset in complete and not is_known:
             describe_archive(plan.job.output, tokens)
 
 
