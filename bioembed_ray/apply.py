@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from bioembed_ray.audio.holes import Holes
 from bioembed_ray.audio.spans import Track
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.windows import Clock
@@ -26,6 +27,7 @@ class Place:
         stop: One past its last native sample; None to the end.
         n_native: Native samples in the recording where its end was met, else None.
         track: The waveform at the encoder's rate.
+        holes: What of it is silence instead of sound, native samples.
     """
 
     span: int
@@ -34,6 +36,7 @@ class Place:
     stop: int | None
     n_native: int | None
     track: Track
+    holes: Holes = ()
 
     @property
     def length(self) -> int | None:
@@ -43,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class LostWindow:
-    """A window without a row: failed, or absent because it holds no frame."""
+    """A window without a row: failed, or absent because it holds no frame, or no sound."""
 
     place: int
     start: int

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bioembed_ray.audio.holes import Holes, clip_holes, hole_samples
 from bioembed_ray.audio.spans import SpanAudio
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason, RecordingError
@@ -17,6 +18,11 @@ from bioembed_ray.windows import Coverage, WindowRule, coverage
 
 if TYPE_CHECKING:
     from bioembed_ray.apply import LostWindow, Place, Windows
+
+# Windows that are lost for these have no row, and no failure of their own.
+_ABSENT = frozenset({Reason.TOO_SHORT, Reason.DAMAGED})
+# Rows of failures/ for the holes of one channel of a span.
+MOST_HOLE_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +67,23 @@ class SpanOutcome:
 
     Attributes:
         recording: Name.
-        n_decoded: Native samples per channel that came.
+        n_decoded: Native samples per channel that came; of several channels the most.
+        n_extent: Those and the holes between: up to the span's stop or the end of the sound.
         n_nonfinite: NaN or infinite values set to zero.
         n_rows: Rows in the part.
-        coverage: Embedded, padded, failed (with what the header promised in vain) and skipped.
+        coverage: Embedded, padded, failed (holes, and samples the header declares but the data
+            lack) and skipped.
+        holes: For each channel encoded, native samples of the recording that are no sound; one
+            entry where all channels have the same, none without holes.
     """
 
     recording: str
     n_decoded: int
+    n_extent: int
     n_nonfinite: int
     n_rows: int
     coverage: Coverage
+    holes: tuple[Holes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +148,7 @@ def judge(
         n_channels = n_channels_of[number]
         if isinstance(audio, RecordingError):
             failed = Coverage(failed=span.promised * n_channels)
-            judged.spans.append(SpanOutcome(span.recording, 0, 0, 0, failed))
+            judged.spans.append(SpanOutcome(span.recording, 0, 0, 0, 0, failed))
             judged.failures.append(
                 _span_failure(span, audio, span.start, span.promised, n_channels, shard_name)
             )
@@ -151,16 +163,17 @@ def judge(
                 replace(f, encoder=dataset.encoder, version=dataset.version, shard=shard_name)
                 for f in failures
             ]
-        # A length worked out from a bit rate is no promise.
-        is_promise = not span.header.is_estimate
-        missing = max(0, span.promised - audio.n_decoded) if is_promise else 0
-        if missing or audio.fault is not None:
-            judged.failures.append(_truncated(span, audio, missing, n_channels, shard_name))
+        missing = span.missing(audio.n_extent)
+        flaw = _flaw(span, audio)
+        if missing or flaw is not None:
+            judged.failures.append(_truncated(span, audio, missing, flaw, n_channels, shard_name))
         total += Coverage(failed=missing * n_channels)
+        holes = _own_holes(span, audio)
+        judged.failures += _hole_failures(span, holes, n_channels, shard_name)
         n_rows = int(sum(rows_at[index] for index in places_at.get(number, [])))
-        judged.spans.append(
-            SpanOutcome(span.recording, audio.n_decoded, audio.n_nonfinite, n_rows, total)
-        )
+        n_lost = min(map(hole_samples, holes), default=0)
+        counts = (audio.n_extent - n_lost, audio.n_extent, audio.n_nonfinite, n_rows)
+        judged.spans.append(SpanOutcome(span.recording, *counts, total, holes))
     return judged
 
 
@@ -172,15 +185,16 @@ def _judge_place(
     lost: list[LostWindow],
     n_rows: int,
 ) -> tuple[Coverage, list[Failure]]:
-    stop = span.start + audio.n_decoded
-    absent = [entry.start for entry in lost if entry.error.reason == Reason.TOO_SHORT]
-    bad = [entry for entry in lost if entry.error.reason != Reason.TOO_SHORT]
+    stop = span.start + audio.n_extent
+    absent = [entry.start for entry in lost if entry.error.reason in _ABSENT]
+    bad = [entry for entry in lost if entry.error.reason not in _ABSENT]
     failures = [_window_failure(span, place, rule, group) for group in _runs(bad, rule.hop)]
-    if absent and not n_rows and not bad and audio.n_decoded:
+    short = [entry.error for entry in lost if entry.error.reason is Reason.TOO_SHORT]
+    if short and not n_rows and not bad and audio.n_extent:
         # Not one frame in the whole span: it failed, rather than having a short tail.
-        error = lost[0].error
-        return Coverage(failed=audio.n_decoded), [
-            _span_failure(span, error, span.start, audio.n_decoded, 1, None, place.track.channel)
+        channel = place.track.channel
+        return Coverage(failed=audio.n_extent), [
+            _span_failure(span, short[0], span.start, audio.n_extent, 1, None, channel)
         ]
     covered = coverage(
         place.clock,
@@ -190,6 +204,7 @@ def _judge_place(
         place.n_native,
         np.array([entry.start for entry in bad], np.int64),
         np.array(absent, np.int64),
+        place.holes,
     )
     return covered, failures
 
@@ -252,19 +267,63 @@ def _span_failure(
     )
 
 
-def _truncated(span: Span, audio: SpanAudio, missing: int, n_channels: int, shard: str) -> Failure:
+def _flaw(span: Span, audio: SpanAudio) -> str | None:
+    """Return what is wrong with the end of the recording, where it lies in this span."""
+    is_here = audio.n_native is not None and (span.stop is None or audio.n_native <= span.stop)
+    return (audio.fault or span.header.flaw) if is_here and audio.n_extent else None
+
+
+def _truncated(
+    span: Span, audio: SpanAudio, missing: int, flaw: str | None, n_channels: int, shard: str
+) -> Failure:
     rate = span.header.rate_hz
-    end = span.start + audio.n_decoded
+    end = span.start + audio.n_extent
     detail = f"data end at {end / rate:.3f} s; embedded up to there"
-    if not audio.n_decoded:
+    if not audio.n_extent:
         # The end lies somewhere before this span, and the span it lies in says where.
         detail = f"data end before {end / rate:.3f} s"
     if missing:
-        detail = f"header promises {(end + missing) / rate:.3f} s, {detail}"
-    if audio.fault is not None:
-        detail = f"{detail} ({audio.fault})"
-    error = RecordingError(Reason.TRUNCATED, detail)
-    return _span_failure(span, error, end, missing, n_channels, shard)
+        detail = f"header promises {(span.header.n_promised or 0) / rate:.3f} s, {detail}"
+    if flaw is not None:
+        detail = f"{detail} ({flaw})"
+    failure = _span_failure(
+        span, RecordingError(Reason.TRUNCATED, detail), end, missing, n_channels, shard
+    )
+    # Without a promise nobody knows how much is lost.
+    return failure if missing else replace(failure, n_samples=None)
+
+
+def _own_holes(span: Span, audio: SpanAudio) -> tuple[Holes, ...]:
+    """Return the holes of each channel inside the span; once where all have the same."""
+    own = [clip_holes(holes, span.start, span.start + audio.n_extent) for holes in audio.holes]
+    if len(set(own)) == 1:
+        own = own[:1]
+    return tuple(own) if any(own) else ()
+
+
+def _hole_failures(
+    span: Span, holes: tuple[Holes, ...], n_channels: int, shard: str
+) -> Iterator[Failure]:
+    """Yield a failure for every hole; of very many the last row has the rest."""
+    for channel, own in enumerate(holes):
+        is_of_all = len(holes) == 1
+        for number, (start, stop) in enumerate(own[:MOST_HOLE_ROWS]):
+            detail = "cannot be decoded, or is not finite; what follows keeps its place"
+            n_lost = stop - start
+            if number == MOST_HOLE_ROWS - 1 and len(own) > MOST_HOLE_ROWS:
+                rest = own[number:]
+                stop, n_lost = rest[-1][1], hole_samples(rest)
+                detail = f"{len(rest)} stretches that cannot be decoded, or are not finite"
+            failure = _span_failure(
+                span,
+                RecordingError(Reason.DAMAGED, detail),
+                start,
+                n_lost,
+                n_channels if is_of_all else 1,
+                shard,
+                None if is_of_all else channel,
+            )
+            yield replace(failure, end_s=stop / span.header.rate_hz)
 
 
 def outcome_to_json(outcome: PartOutcome) -> dict[str, Any]:
@@ -278,7 +337,13 @@ def outcome_from_json(raw: dict[str, Any]) -> PartOutcome:
         dataset=Dataset(**raw["dataset"]),
         shard=raw["shard"],
         spans=tuple(
-            SpanOutcome(**{**span, "coverage": Coverage(**span["coverage"])})
+            SpanOutcome(
+                **{
+                    **span,
+                    "coverage": Coverage(**span["coverage"]),
+                    "holes": tuple(tuple(map(tuple, own)) for own in span["holes"]),
+                }
+            )
             for span in raw["spans"]
         ),
         failures=tuple(failure_from_json(failure) for failure in raw["failures"]),

@@ -216,8 +216,8 @@ def _list_work(plan: Plan, standing: dict[Dataset, dict[str, storage.ObjectInfo]
 
 
 def audio_seconds(work: Work) -> float:
-    """Return the seconds of audio that a shard's headers promise."""
-    return sum(span.promised / span.header.rate_hz for span in work.shard.spans)
+    """Return the seconds of audio that are expected of a shard."""
+    return sum(span.planned / span.header.rate_hz for span in work.shard.spans)
 
 
 def work_seconds(work: Work, job: Job) -> float:

@@ -92,7 +92,7 @@ def _recordings(plan: Plan, owing: Sequence[Work]) -> str:
 def _describe_encoder(plan: Plan, encoder: PlannedEncoder, record: dict[str, Any]) -> Iterator[str]:
     job = plan.job
     spans = plan.ledger.spans()
-    heard = spans.promised * encoder.facts.rate_hz * job.input.time_expansion / spans.rate_hz
+    heard = spans.planned * encoder.facts.rate_hz * job.input.time_expansion / spans.rate_hz
     counts = np.ceil(heard / encoder.rule.hop).astype(np.int64)
     if job.input.channels == "each":
         counts *= spans.channels
@@ -148,7 +148,7 @@ def _token_bytes(plan: Plan, encoder: PlannedEncoder, name: str, shards: Iterabl
     """Return the bytes of a codebook's tokens in some shards, before compression."""
     spans = plan.ledger.spans()
     chosen = spans.is_in(shards)
-    seconds = spans.promised[chosen] * plan.job.input.time_expansion / spans.rate_hz[chosen]
+    seconds = spans.planned[chosen] * plan.job.input.time_expansion / spans.rate_hz[chosen]
     if plan.job.input.channels == "each":
         seconds = seconds * spans.channels[chosen]
     codebook = plan.job.codebooks.get(name)

@@ -78,6 +78,7 @@ OUTCOME = pa.struct(
         pa.field("encoder", TEXT),
         pa.field("version", TEXT),
         pa.field("n_decoded", pa.int64()),
+        pa.field("n_extent", pa.int64()),
         pa.field("n_nonfinite", pa.int64()),
         pa.field("n_rows", pa.int64()),
         pa.field("embedded", pa.int64()),

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from bioembed_ray import parts, storage
 from bioembed_ray.datasets import Dataset
-from bioembed_ray.errors import BrokenOutput, InputError, StorageError
+from bioembed_ray.errors import BrokenOutput, InputError, Reason, StorageError
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Known, Ledger
 from bioembed_ray.partitions import list_datasets
@@ -79,8 +79,7 @@ def _check_part(
     where = f"{dataset.prefix}/{shard.id}.parquet"
     for span, found in zip(shard.spans, outcome.spans, strict=True):
         n_channels = span.header.channels if rule["channels"] == "each" else 1
-        promised = 0 if span.header.is_estimate else span.promised
-        expected = max(promised, found.n_decoded) * n_channels
+        expected = (found.n_extent + span.missing(found.n_extent)) * n_channels
         if found.coverage.total != expected:
             yield f"{where}: {span.recording}: {found.coverage.total} samples accounted for of {expected}"
     table = parts.read_table(entry)
@@ -103,12 +102,16 @@ def _check_part(
     lost = _lost(outcome.failures)
     for span, found in zip(shard.spans, outcome.spans, strict=True):
         n_channels = span.header.channels if rule["channels"] == "each" else 1
-        for channel in range(n_channels if found.n_decoded else 0):
+        for channel in range(n_channels if found.n_extent else 0):
             wanted = _expected(ledger.known[span.recording], span.start, span.stop, rule)
             if wanted is None:
                 continue
             gone = lost.get((span.recording, channel), [])
-            owed = {s for s in wanted if not _is_lost(s, gone)}
+            holes = found.holes[channel if len(found.holes) > 1 else 0] if found.holes else ()
+            rate_hz = span.header.rate_hz
+            owed = {
+                s for s in wanted if not _is_lost(s, gone) and _is_heard(s, holes, rate_hz, rule)
+            }
             got = rows.pop((span.recording, channel), [])
             if len(got) != len(set(got)):
                 yield f"{where}: {span.recording}: windows stand more than once"
@@ -135,10 +138,34 @@ def _check_tokens(table: pa.Table, where: str) -> Iterator[str]:
 def _lost(failures: tuple[Any, ...]) -> dict[tuple[str, int], list[tuple[float, float]]]:
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for failure in failures:
-        if failure.channel is not None:
+        if failure.channel is not None and failure.reason is not Reason.DAMAGED:
             span = (failure.start_s or 0.0, failure.end_s or 0.0)
             found.setdefault((failure.recording, failure.channel), []).append(span)
     return found
+
+
+def _is_heard(
+    start_s: float, holes: tuple[tuple[int, int], ...], rate_hz: int, rule: dict[str, Any]
+) -> bool:
+    """Return whether a window has sound outside of holes: enough for a vector of its own."""
+    scale = rule["rate_hz"] * rule["time_expansion"]
+    ratio = Fraction(scale, rate_hz)
+    start = round(start_s * scale)
+    inside = [(low * ratio, high * ratio) for low, high in holes]
+    inside = [(a, b) for a, b in inside if a < start + rule["window"] and b > start]
+    if not inside:
+        return True
+    if rule["tail"] == "drop":
+        return False
+    if rule["embeds"]:
+        heard = rule["window"] - sum(
+            min(b, start + rule["window"]) - max(a, start) for a, b in inside
+        )
+        return bool(heard > 0)
+    stride, receptive = rule["frames_stride"], rule["frames_receptive"]
+    first = max(0, -(-(start - receptive // 2) // stride))
+    frames = range(first * stride, start + rule["window"] - receptive // 2, stride)
+    return any(all(b <= f or a >= f + receptive for a, b in inside) for f in frames)
 
 
 def _is_lost(start_s: float, lost: list[tuple[float, float]]) -> bool:
@@ -149,12 +176,12 @@ def _expected(
     entry: Known, start: int, stop: int | None, rule: dict[str, Any]
 ) -> list[float] | None:
     """Return the window starts that a span owes, in seconds; None while the length is unknown."""
-    n_decoded, header = entry.n_decoded, entry.header
-    if n_decoded is None or header is None:
+    n_extent, header = entry.n_extent, entry.header
+    if n_extent is None or header is None:
         return None
     scale = rule["rate_hz"] * rule["time_expansion"]
     ratio = Fraction(scale, header.rate_hz)
-    length = n_decoded * ratio
+    length = n_extent * ratio
     window, hop = rule["window"], rule["hop"]
     starts = []
     k = -(-(start * ratio) // hop)

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bioembed_ray.audio.holes import Holes, clip_holes, hole_samples, overlap
 from bioembed_ray.encoders.base import FrameGrid
 
 Tail = Literal["pad", "drop", "shift"]
@@ -71,8 +72,8 @@ class Coverage:
 
     Attributes:
         embedded: Inside at least one window full of sound.
-        padded: Only inside windows that were padded.
-        failed: Only inside windows whose vector failed.
+        padded: Only inside windows that were padded, or have a hole.
+        failed: In a hole, or only inside windows whose vector failed.
         skipped: Inside no window: dropped tail, between windows when hop > window, or a tail too
             short for one frame.
     """
@@ -154,13 +155,37 @@ def window_starts(
 
 
 def valid_samples(
-    clock: Clock, rule: WindowRule, starts: Positions, n_native: int | None
+    clock: Clock, rule: WindowRule, starts: Positions, n_native: int | None, holes: Holes = ()
 ) -> list[Fraction]:
-    """Return how much of each window is real sound, in encoder samples, exact."""
-    if n_native is None:
-        return [Fraction(rule.window)] * len(starts)
-    end = n_native * clock.ratio
-    return [min(Fraction(rule.window), end - int(start)) for start in starts]
+    """Return how much of each window is real sound, in encoder samples, exact.
+
+    Args:
+        clock: Rates of recording and encoder.
+        rule: Window, hop and tail.
+        starts: Encoder samples.
+        n_native: Native samples in the recording; None where its end is far.
+        holes: What cannot be decoded, native samples; it counts as padding does.
+    """
+    valid = [Fraction(rule.window)] * len(starts)
+    if n_native is not None:
+        length = n_native * clock.ratio
+        valid = [min(Fraction(rule.window), length - int(start)) for start in starts]
+    for index in np.flatnonzero(touches(clock, starts, starts + rule.window, holes)).tolist():
+        low, high = int(starts[index]), starts[index].item() + valid[index]
+        for first, last in holes:
+            begin, end = max(Fraction(low), first * clock.ratio), min(high, last * clock.ratio)
+            valid[index] -= max(Fraction(0), end - begin)
+    return valid
+
+
+def touches(
+    clock: Clock, starts: Positions, stops: Positions, holes: Holes
+) -> npt.NDArray[np.bool_]:
+    """Return whether each interval [start, stop) of encoder samples has a part in a hole."""
+    a, b = clock.ratio.numerator, clock.ratio.denominator
+    # Outwards to whole native samples: one that is partly inside was heard, too.
+    found: npt.NDArray[np.bool_] = overlap(holes, starts * b // a, -(-stops * b // a)) > 0
+    return found
 
 
 def coverage(
@@ -171,6 +196,7 @@ def coverage(
     n_native: int | None,
     failed: Positions,
     absent: Positions,
+    holes: Holes = (),
 ) -> Coverage:
     """Return what became of native samples [start, stop), counted to the sample.
 
@@ -183,7 +209,8 @@ def coverage(
         stop: One past the last, at most the recording's length.
         n_native: Native samples in the recording, None where its end is far.
         failed: Starts of windows whose vector failed, encoder samples.
-        absent: Starts of windows that hold no frame and so have no row.
+        absent: Starts of windows that hold no frame, or no sound, and so have no row.
+        holes: What cannot be decoded, native samples: failed, whatever windows cover it.
     """
     if stop <= start:
         return Coverage()
@@ -198,15 +225,26 @@ def coverage(
     else:
         full_until = int(starts[-1]) if len(starts) else 0
     bad = np.isin(starts, failed)
-    groups = [
-        starts[~bad & (starts <= full_until)],
-        starts[~bad],
-        starts,
+    is_full = (starts <= full_until) & ~touches(clock, starts, starts + rule.window, holes)
+    groups = [starts[~bad & is_full], starts[~bad], starts]
+    holes = clip_holes(holes, start, stop)
+    sound = _between(holes, start, stop)
+    covered = [
+        sum(_union(clock, rule.window, group, low, high) for low, high in sound) for group in groups
     ]
-    covered = [_union(clock, rule.window, group, start, stop) for group in groups]
+    lost = hole_samples(holes)
     return Coverage(
-        covered[0], covered[1] - covered[0], covered[2] - covered[1], stop - start - covered[2]
+        embedded=covered[0],
+        padded=covered[1] - covered[0],
+        failed=covered[2] - covered[1] + lost,
+        skipped=stop - start - lost - covered[2],
     )
+
+
+def _between(holes: Holes, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return what of [start, stop) lies in no hole."""
+    edges = [start, *(edge for hole in holes for edge in hole), stop]
+    return [(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True) if low < high]
 
 
 def _union(clock: Clock, window: int, starts: Positions, start: int, stop: int) -> int:

@@ -245,8 +245,9 @@ def places_of(
             span.stop,
             audio.n_native,
             track,
+            audio.holes[track.channel],
         )
         for number, (span, audio) in enumerate(zip(shard.spans, audios, strict=True))
-        if isinstance(audio, SpanAudio) and audio.n_decoded > 0
+        if isinstance(audio, SpanAudio) and audio.n_extent > 0
         for track in audio.tracks.get(rate, [])
     ]

@@ -32,6 +32,8 @@ class Layout:
         n_bytes: True bytes of sound data.
         patches: What to lay over the file so that its sizes are true; empty where they are.
         n_bytes_promised: What a cut-off file should have had; equal to `n_bytes` elsewhere.
+        format_tag: How samples are coded (mmreg.h), 0 in AIFF.
+        n_stated: Samples per channel that a `fact` chunk states, 0 without one.
         chunks: Bodies of `guan` and `bext`, and of LIST/INFO entries under "INFO.ICMT" and so on.
     """
 
@@ -41,6 +43,8 @@ class Layout:
     n_bytes: int
     patches: Patches = ()
     n_bytes_promised: int = 0
+    format_tag: int = 0
+    n_stated: int = 0
     chunks: dict[str, bytes] = field(default_factory=dict)
 
     def text(self, name: str) -> str | None:
@@ -211,7 +215,7 @@ def _wave(
     head = file.read_at(format_chunk.body, min(format_chunk.size, 4096)) if format_chunk else b""
     if len(head) < 16:
         raise RecordingError(Reason.DAMAGED, f"{container} file without a format chunk")
-    _, channels, rate_hz, _, n_align = struct.unpack(order + "HHIIH", head[:14])
+    tag, channels, rate_hz, _, n_align = struct.unpack(order + "HHIIH", head[:14])
     _check_format(rate_hz, channels)
     sound = _need_sound(file, found.get(b"data"), size)
     if size < n_align:
@@ -231,7 +235,9 @@ def _wave(
     else:
         patches = ()
     name = "WAV" if container == "RIFX" else container
-    return Layout(name, rate_hz, channels, size, patches, chunks=texts)
+    fact = found.get(b"fact")
+    n_stated = int.from_bytes(file.read_at(fact.body, 4), "little") if fact else 0
+    return Layout(name, rate_hz, channels, size, patches, 0, tag, n_stated, texts)
 
 
 def _rf64_header(format_body: bytes, data_start: int, size: int) -> tuple[int, bytes]:

@@ -63,7 +63,7 @@ class AtRest:
         labels: Titles of the manifest's columns.
         rate_hz, channels: (N,) of the header, 0 where it could not be read.
         n_samples: (N,) samples that the header says, -1 where it does not.
-        n_promised: (N,) samples that a whole file would have, -1 where nobody knows.
+        n_promised: (N,) samples that are lost if they do not come, -1 without a promise.
         shards: Ids of all shards.
         datasets: All partitions that have an outcome.
         pieces: Where pieces lie.
@@ -185,11 +185,10 @@ class AtRest:
         for found in np.flatnonzero(is_there).tolist():
             yield self.datasets[found // n_shards], self.shards[found % n_shards]
 
-    def promised(self) -> Ints:
-        """Return (P,) the native samples that headers promise for every piece."""
+    def planned(self) -> Ints:
+        """Return (P,) the native samples that are expected of every piece."""
         at = self.pieces
-        whole = np.where(self.n_promised > 0, self.n_promised, np.maximum(self.n_samples, 0))
-        end = np.where(at.stop == -1, whole[at.row], at.stop)
+        end = np.where(at.stop == -1, np.maximum(self.n_samples, 0)[at.row], at.stop)
         return np.maximum(0, end - at.start)
 
     def headers(self, rows: Ints) -> list[Header | None]:
@@ -259,7 +258,8 @@ def _metadata(about: dict[str, Any]) -> Metadata:
 def _outcome(name: str, one: dict[str, Any]) -> tuple[tuple[Dataset, str], SpanOutcome]:
     sums = Coverage(one["embedded"], one["padded"], one["failed"], one["skipped"])
     dataset = Dataset(one["table"], one["encoder"], one["version"])
-    found = SpanOutcome(name, one["n_decoded"], one["n_nonfinite"], one["n_rows"], sums)
+    counts = (one["n_decoded"], one["n_extent"], one["n_nonfinite"], one["n_rows"])
+    found = SpanOutcome(name, *counts, sums)
     return (dataset, one["shard"]), found
 
 

@@ -52,6 +52,20 @@ class Known:
         return sum(best[piece.shard] for piece in self.pieces)
 
     @property
+    def n_extent(self) -> int | None:
+        """Native samples from the start to the end of the sound, None while some piece is untouched."""
+        best: dict[str, int] = {}
+        for (_, shard), outcome in self.outcomes.items():
+            best[shard] = max(best.get(shard, 0), outcome.n_extent)
+        if not self.pieces or any(piece.shard not in best for piece in self.pieces):
+            return None
+        return (
+            max(piece.start + best[piece.shard] for piece in self.pieces if best[piece.shard])
+            if any(best.values())
+            else 0
+        )
+
+    @property
     def n_nonfinite(self) -> int:
         """NaN and infinite samples that were set to zero."""
         worst: dict[str, int] = {}

@@ -31,14 +31,14 @@ class SpanColumns:
     Attributes:
         shards: Ids.
         shard: (P,) index into `shards`.
-        promised: (P,) native samples that the header promises.
+        planned: (P,) native samples that are expected.
         rate_hz: (P,) of the recording.
         channels: (P,) of the recording.
     """
 
     shards: list[str]
     shard: Ints
-    promised: Ints
+    planned: Ints
     rate_hz: Ints
     channels: Ints
 
@@ -143,7 +143,7 @@ class Ledger:
         found = [
             (
                 index.setdefault(piece.shard, len(index)),
-                Span(name, entry.recording.source, entry.header, piece.start, piece.stop).promised,
+                Span(name, entry.recording.source, entry.header, piece.start, piece.stop).planned,
                 entry.header.rate_hz,
                 entry.header.channels,
             )
@@ -158,7 +158,7 @@ class Ledger:
             row = at.row[rests]
             resting = [
                 at.shard[rests] + len(index),
-                known.rows.promised()[rests],
+                known.rows.planned()[rests],
                 known.rows.rate_hz[row],
                 known.rows.channels[row],
             ]

@@ -175,7 +175,7 @@ def _row(entry: Known, reason: str | None) -> dict[str, Any]:
             "n_samples_promised": header.n_promised,
             "header": _header_text(header),
         }
-        n_samples = header.n_samples if n_decoded is None else n_decoded
+        n_samples = header.n_samples if entry.n_extent is None else entry.n_extent
         row["duration_s"] = None if n_samples is None else n_samples / header.rate_hz
     if metadata is not None:
         at = metadata.recorded_at
@@ -198,6 +198,7 @@ def _outcome_row(key: tuple[Dataset, str], outcome: SpanOutcome) -> dict[str, An
         "shard": shard,
         **asdict(dataset),
         "n_decoded": outcome.n_decoded,
+        "n_extent": outcome.n_extent,
         "n_nonfinite": outcome.n_nonfinite,
         "n_rows": outcome.n_rows,
         **asdict(outcome.coverage),
@@ -210,7 +211,8 @@ def _header_text(header: Header) -> str:
         "seekable": header.seekable,
         "decoder": header.decoder,
         "patches": [[offset, body.hex()] for offset, body in header.patches],
-        "is_estimate": header.is_estimate,
+        "slack": header.slack,
+        "flaw": header.flaw,
     }
     return json.dumps(values)
 
