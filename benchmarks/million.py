@@ -144,7 +144,7 @@ def build(job: Job, n: int, scratch: Path) -> int:
             for dataset in datasets:
                 n_rows = -(-n_samples // 24_000)
                 entry.outcomes[dataset, shards[-1]] = SpanOutcome(
-                    span.recording, n_samples, 0, n_rows, sums
+                    span.recording, n_samples, n_samples, 0, n_rows, sums
                 )
             ledger.known[span.recording] = entry
         if len(ledger.known) >= CHUNK:

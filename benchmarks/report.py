@@ -59,7 +59,7 @@ def write_output(root: Path, n_windows: int, dim: int) -> Path:
         known = Known(Recording(name, Source(str(path), info.stamp, info.size_bytes)))
         known.header, known.metadata = probe(known.recording.source, name)
         known.pieces = [Piece(f"s{k}", 0, None)]
-        done = SpanOutcome(name, n_samples, 0, each, Coverage(n_samples))
+        done = SpanOutcome(name, n_samples, n_samples, 0, each, Coverage(n_samples))
         known.outcomes[DATASET, f"s{k}"] = done
         ledger.known[name] = known
         vectors = centres[rng.integers(0, GROUPS, each)] + rng.standard_normal((each, dim))

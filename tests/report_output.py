@@ -56,7 +56,7 @@ def write_output(audio: Path, output: Path) -> None:
             covered = Coverage(n, 0, n, 0)
             detail = "header promises 40.000 s, data end at 20.000 s"
             ledger.failures.append(Failure(name, Reason.TRUNCATED, detail, shard="s1"))
-        known.outcomes[WINDOWS, "s1"] = SpanOutcome(name, n, 0, len(found), covered)
+        known.outcomes[WINDOWS, "s1"] = SpanOutcome(name, n, n, 0, len(found), covered)
     put_part(output, WINDOWS, pa.Table.from_pylist(rows, schema.embeddings(tiny.DIM, "float32")))
     put_part(output, TOKENS, tokens_table(rows))
     ledger_file.save(str(output), ledger)

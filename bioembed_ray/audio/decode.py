@@ -12,7 +12,7 @@ import numpy as np
 
 from bioembed_ray.audio import flac
 from bioembed_ray.audio.bytefile import ByteFile, open_source
-from bioembed_ray.audio.ffmpeg import open_ffmpeg
+from bioembed_ray.audio.packets import open_packets
 from bioembed_ray.audio.probe import Header
 from bioembed_ray.audio.readers import (
     Block,
@@ -21,7 +21,6 @@ from bioembed_ray.audio.readers import (
     SoundFileReader,
     open_soundfile,
 )
-from bioembed_ray.audio.sniff import DEMUXERS
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.inputs.listing import Source
 
@@ -107,7 +106,7 @@ class Blocks:
                     self.ended, self.fault = True, reader.fault
                     return
                 if reader.fault is not None:
-                    successor = self._past(reader, last)
+                    successor = self._past(reader)
                     if successor is None:
                         self.ended, self.fault = True, reader.fault
                         return
@@ -121,7 +120,7 @@ class Blocks:
         header, source = self._header, self._source
         try:
             if header.decoder == "ffmpeg":
-                return self._open_ffmpeg()
+                return self._open_packets()
             file = open_source(source, header.patches)
             reader = open_soundfile(file)
             if not header.seekable:
@@ -135,9 +134,9 @@ class Blocks:
         except RefusedError as refusal:
             raise RecordingError(Reason.DAMAGED, f"{header.container} file; {refusal}") from refusal
 
-    def _open_ffmpeg(self) -> Reader:
+    def _open_packets(self) -> Reader:
         header, source = self._header, self._source
-        return open_ffmpeg(lambda: open_source(source, header.patches), DEMUXERS[header.container])
+        return open_packets(lambda: open_source(source, header.patches), header.container)
 
     def _sought(self) -> Reader:
         """Return a reader from the frame that holds `start`, where libFLAC's own seek gave up."""
@@ -148,7 +147,7 @@ class Blocks:
             return open_soundfile(open_source(self._source, self._header.patches))
         return self._from_frame(info, frame)
 
-    def _past(self, reader: Reader, at: int) -> Reader | None:
+    def _past(self, reader: Reader) -> Reader | None:
         """Return a reader for what follows the damage that another one stopped at, None where nothing does.
 
         FLAC goes on at its next whole frame. What else libsndfile reads is left to FFmpeg from there.
@@ -157,10 +156,10 @@ class Blocks:
             return None
         try:
             if self._header.container != "FLAC":
-                return self._open_ffmpeg()
+                return self._open_packets()
             file = open_source(self._source)
             info = self._flac_info(file)
-            frame = None if info is None else flac.resume(file, info, reader.byte, at)
+            frame = None if info is None else flac.resume(file, info, reader.byte, reader.position)
             most = self._header.n_samples or 0
             if info is None or frame is None or frame.sample >= most:
                 return None

@@ -1,4 +1,4 @@
-"""FFmpeg through PyAV: everything but PCM and FLAC, with the position of every sample.
+"""FFmpeg through PyAV: everything but PCM, FLAC and Ogg, with the position of every sample.
 
 A packet that is lost or does not decode moves nothing: the next frame's position comes from its
 timestamp or, in streams of bare frames that have none (MP3, AAC), from the bytes between.
@@ -13,7 +13,6 @@ from typing import cast
 import av
 import numpy as np
 
-from bioembed_ray.audio import ogg
 from bioembed_ray.audio.bare_frames import BareFrames
 from bioembed_ray.audio.bytefile import ByteFile
 from bioembed_ray.audio.readers import Block, RefusedError
@@ -21,8 +20,8 @@ from bioembed_ray.audio.timeline import Timeline
 
 # Packets that may fail before the first one decodes: junk and cut frames at the start of streams.
 BAD_PACKETS_AT_START = 200
-# Positions in these are exact, and guarded by a page's checksum or by an index of all packets.
-_TRUSTED = frozenset({"ogg", "mov", "wv", "tta", "ape", "tak", "mpc", "mpc8"})
+# Positions in these are exact: an index has all packets, or each states its own.
+_TRUSTED = frozenset({"mov", "wv", "tta", "ape", "tak", "mpc", "mpc8"})
 # Lossless codecs, whose frames have checksums.
 _CHECKED = frozenset({"flac", "tta", "wavpack", "ape", "tak", "mlp", "truehd"})
 # The most samples per channel that a byte can hold: silence at the codec's least bit rate.
@@ -110,7 +109,7 @@ class FFmpegReader:
                 continue
             for frame in frames:
                 if self._timeline is None:
-                    self._timeline = self._begin(packet, frame, n_bad)
+                    self._timeline = self._begin(frame, n_bad)
                 if (frame.rate, frame.layout.nb_channels) != (self.rate_hz, self.channels):
                     self.fault = (
                         f"changes from {self.rate_hz} Hz and {self.channels} channels to "
@@ -132,27 +131,20 @@ class FFmpegReader:
         if self._bare is not None:
             self.fault = self._bare.fault
 
-    def _begin(self, packet: av.Packet, frame: av.AudioFrame, n_bad: int) -> Timeline:
+    def _begin(self, frame: av.AudioFrame, n_bad: int) -> Timeline:
         """Settle rate, channels and where the recording starts, by its first frame."""
         self.rate_hz, self.channels = frame.rate, frame.layout.nb_channels
         tick = frame.time_base or Fraction(1, frame.rate)
         if frame.pts is not None:
             self._origin = round(frame.pts * tick * frame.rate)
-        if self._origin > 0 and self._lost_its_start(packet, n_bad):
+        if n_bad and self._origin > 0:
+            # What came before could not be decoded; else it was cut out of something longer.
             self._origin = 0
         if self._bare is not None:
             self._bare.begin()
         is_trusted = self._demuxer in _TRUSTED
         least = 1 if is_trusted else 16
         return Timeline(max(least, int(2 * tick * frame.rate)), self.most, is_trusted)
-
-    def _lost_its_start(self, packet: av.Packet, n_bad: int) -> bool:
-        """Return False for a stream that begins late because it was cut out of another one."""
-        if self._demuxer != "ogg":
-            return n_bad > 0
-        again = self._again()
-        start = max(0, again.read_at(0, 1 << 16).find(b"OggS"))
-        return packet.pos is not None and packet.pos > ogg.audio_start(again, start)
 
     def _next(self) -> tuple[int, Block] | None:
         try:

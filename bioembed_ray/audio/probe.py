@@ -8,11 +8,13 @@ from typing import Literal
 from bioembed_ray.audio import flac
 from bioembed_ray.audio.bytefile import ByteFile, Patches, open_source
 from bioembed_ray.audio.declared import declared_seconds, missing_bytes
-from bioembed_ray.audio.ffmpeg import FFmpegReader, open_ffmpeg
+from bioembed_ray.audio.ffmpeg import FFmpegReader
 from bioembed_ray.audio.metadata import Metadata, collect_metadata
+from bioembed_ray.audio.ogg_reader import OggReader
+from bioembed_ray.audio.packets import open_packets
 from bioembed_ray.audio.readers import Reader, RefusedError, open_soundfile
 from bioembed_ray.audio.riff import Layout, read_layout
-from bioembed_ray.audio.sniff import DEMUXERS, Kind, sniff
+from bioembed_ray.audio.sniff import Kind, sniff
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.inputs.listing import Source
 
@@ -115,7 +117,7 @@ def _read_header(
                 return header, tags
             refusals.append("libsndfile: no samples")
     try:
-        reader = open_ffmpeg(lambda: open_source(source, patches), DEMUXERS[kind.container])
+        reader = open_packets(lambda: open_source(source, patches), kind.container)
     except RefusedError as refusal:
         refusals.append(f"FFmpeg: {refusal}")
     else:
@@ -181,12 +183,14 @@ def _read_flac(file: ByteFile, source: Source, kind: Kind) -> tuple[Header, dict
 
 
 def _ffmpeg_header(
-    reader: FFmpegReader, file: ByteFile, kind: Kind, layout: Layout | None, patches: Patches
+    reader: FFmpegReader | OggReader,
+    file: ByteFile,
+    kind: Kind,
+    layout: Layout | None,
+    patches: Patches,
 ) -> Header:
     header = _header(reader, kind, "ffmpeg", patches)
-    n_samples = reader.n_samples if kind.n_samples is None else kind.n_samples
-    if n_samples is not None and n_samples > reader.most:
-        n_samples = None
+    n_samples = reader.n_samples
     n_promised = n_samples if kind.counts else None
     declared_s = declared_seconds(file, kind.container, kind.start)
     if declared_s is not None and declared_s * header.rate_hz <= reader.most:

@@ -75,6 +75,9 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 class SoundFileReader:
     """libsndfile. `seek` is exact in PCM and FLAC only.
 
+    Attributes:
+        position: The sample that comes next.
+
     Args:
         file: What `stream` reads.
         stream: The open decoder.
@@ -84,7 +87,7 @@ class SoundFileReader:
     def __init__(self, file: ByteFile, stream: _Stream, position: int = 0) -> None:
         self._file = file
         self._stream = stream
-        self._first = self._position = position
+        self._first = self.position = position
         self.rate_hz = int(stream.samplerate)
         self.channels = int(stream.channels)
         self.n_samples = None if stream.frames == _NO_LENGTH else int(stream.frames)
@@ -106,12 +109,12 @@ class SoundFileReader:
             return False
         finally:
             self._file.check()
-        self._position = start
+        self.position = start
         return True
 
     def read(self, n: int) -> tuple[int, Block]:
         """See `Reader.read`."""
-        start = self._position
+        start = self.position
         block = np.empty((n, self.channels), np.float32)
         try:
             got = len(self._stream.read(out=block))
@@ -121,7 +124,7 @@ class SoundFileReader:
             got = min(max(0, self._first + self._stream.tell() - start), n)
         finally:
             self._file.check()
-        self._position += got
+        self.position += got
         self.ended = got < n and self.fault is None
         return start, block[:got]
 

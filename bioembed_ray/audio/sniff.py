@@ -41,7 +41,6 @@ class Kind:
         container: Short name, e.g. "WAV", "FLAC", "MP3".
         start: Where it starts; ID3 tags or junk may stand before.
         is_for_ffmpeg: Libsndfile cannot read it, or measures or resumes it wrongly.
-        n_samples: Samples per channel where they had to be counted already, else None.
         counts: Whether its length is counted in it: what is less in the end is lost.
         flaw: What says that its end is missing, None where nothing does.
     """
@@ -49,7 +48,6 @@ class Kind:
     container: str
     start: int = 0
     is_for_ffmpeg: bool = False
-    n_samples: int | None = None
     counts: bool = False
     flaw: str | None = None
 
@@ -130,8 +128,7 @@ def sniff(file: ByteFile) -> Kind:
             family = {b"RIFF": "WAV", b"RIFX": "RIFX", b"RF64": "RF64", b"BW64": "BW64"}
             container = family.get(head[:4], "")
         if container == "OGG":
-            n_samples = ogg.count_samples(file, start) if ogg.is_chained(file, start) else None
-            return Kind("OGG", start, True, n_samples, flaw=ogg.flaw(file, start))
+            return Kind("OGG", start, True, flaw=ogg.flaw(file, start))
         if container:
             return Kind(container, start, is_for_ffmpeg, counts=container in _COUNTING)
     if not any(head.startswith(magic) for magic, _ in _NOT_AUDIO):

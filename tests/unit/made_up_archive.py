@@ -83,7 +83,9 @@ class Archive:
         for work in found.todo[skip:]:
             for dataset in work.datasets:
                 spans = tuple(
-                    SpanOutcome(s.recording, s.promised, 0, 0, Coverage(embedded=s.promised))
+                    SpanOutcome(
+                        s.recording, s.planned, s.planned, 0, 0, Coverage(embedded=s.planned)
+                    )
                     for s in work.shard.spans
                 )
                 failures: tuple[Failure, ...] = ()

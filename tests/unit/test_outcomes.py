@@ -213,7 +213,7 @@ def test_a_span_without_a_promise_owes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archive: Path
 ) -> None:
     span = span_of(archive / "a.wav")
-    header = replace(span.header, n_samples=9999, n_promised=9999, is_estimate=True)
+    header = replace(span.header, n_samples=9999, n_promised=None)
     receipt, _, _ = one_shard(
         monkeypatch, tmp_path / "out", [replace(span, header=header)], window_encoder()
     )
@@ -240,8 +240,8 @@ def test_a_recording_cut_off_before_its_last_spans(
     assert outcome.spans[2].coverage == Coverage(failed=20_000)
     details = [failure.detail.partition(" (")[0] for failure in outcome.failures]
     assert details == [
-        f"header promises 30.000 s, data end at {n / RATE:.3f} s; embedded up to there",
-        "header promises 50.000 s, data end before 30.000 s",
+        f"header promises 60.000 s, data end at {n / RATE:.3f} s; embedded up to there",
+        "header promises 60.000 s, data end before 30.000 s",
         "header promises 60.000 s, data end before 50.000 s",
     ]
     rows = pq.read_table(part_of(tmp_path / "out", outcome)).num_rows

@@ -71,8 +71,19 @@ def test_a_promise_counts_even_where_the_file_was_cut_off() -> None:
     header = header_of(1000, n_promised=5000)
     source = source_named("a.wav")
     assert Span("a.wav", source, header, 600, None).promised == 4400
+    assert Span("a.wav", source, header, 600, None).planned == 400
     assert Span("a.wav", source, header, 0, 600).promised == 600
+    assert Span("a.wav", source, header, 0, 600).missing(500) == 100
     assert Span("a.wav", source, header_of(None), 0, None).promised == 0
+    assert Span("a.wav", source, header_of(None), 0, None).missing(0) == 0
+
+
+def test_a_rounded_promise_is_kept_by_what_is_nearly_as_long() -> None:
+    header = header_of(1000, n_promised=1000, slack=50)
+    source = source_named("a.mka")
+    assert Span("a.mka", source, header, 0, None).missing(950) == 0
+    assert Span("a.mka", source, header, 0, None).missing(949) == 51
+    assert Span("a.mka", source, header, 600, None).missing(350) == 0
 
 
 def test_each_channel_costs_as_much_as_a_recording() -> None:
