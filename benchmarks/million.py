@@ -37,6 +37,7 @@ from bioembed_ray.audio.probe import Header
 from bioembed_ray.codebooks.card import CODEBOOK_KEY, Codebook, codebook_bytes
 from bioembed_ray.codebooks.wanted import wanted_codebooks, with_tokens
 from bioembed_ray.config import Job
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.inputs.listing import Recording, Source
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.ledger import ledger_file
@@ -44,7 +45,6 @@ from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import SpanOutcome
 from bioembed_ray.segments import Cutting, form_shards
 from bioembed_ray.versions import plan_encoder
-from bioembed_ray.windows import Coverage
 
 RATE_HZ = 48_000
 SITES = 200

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from bioembed_ray import storage
+from bioembed_ray.accounting import judge
 from bioembed_ray.alike import compare
 from bioembed_ray.audio.spans import SpanAudio
 from bioembed_ray.config import Job
@@ -22,7 +23,7 @@ from bioembed_ray.datasets import Dataset, Output, PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import StorageError
 from bioembed_ray.in_flight import Told, nobody
-from bioembed_ray.outcomes import Failure, PartOutcome, judge
+from bioembed_ray.outcomes import Failure, PartOutcome
 from bioembed_ray.parts import (
     frames_table,
     part_bytes,

@@ -14,6 +14,7 @@ import soxr
 
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.audio.probe import probe
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.inputs.listing import Recording, Source
@@ -21,7 +22,6 @@ from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, SpanOutcome
 from bioembed_ray.synthetic import write_archive
-from bioembed_ray.windows import Coverage
 from tests import tiny
 
 WINDOWS = Dataset("embeddings", "tiny", "v1")

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from bioembed_ray import schema
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs.listing import Recording, Source
 from bioembed_ray.ledger.columns import (
@@ -36,7 +37,6 @@ from bioembed_ray.ledger.columns import (
 from bioembed_ray.ledger.known import Known, Piece
 from bioembed_ray.outcomes import SpanOutcome
 from bioembed_ray.segments import place_stamp
-from bioembed_ray.windows import Coverage
 
 BATCH = 1 << 16
 # ISO 8601 as `datetime.isoformat` writes it.

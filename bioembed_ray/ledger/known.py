@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs.listing import Recording
 from bioembed_ray.outcomes import Failure, SpanOutcome
-from bioembed_ray.windows import Coverage
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bioembed_ray import summary
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason
 from bioembed_ray.inputs.listing import Recording, Source
@@ -19,7 +20,6 @@ from bioembed_ray.ledger.known import Known, Piece
 from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.segments import Span, cut_gaps, span_stamp
-from bioembed_ray.windows import Coverage
 
 DATASETS = [
     Dataset("embeddings", "beats", "v1"),
@@ -40,8 +40,10 @@ headers = st.builds(
     seekable=st.booleans(),
     decoder=st.sampled_from(["soundfile", "pyav"]),
     patches=st.sampled_from([(), ((4, b"\x00\xff"), (40, b"ab"))]),
-    is_estimate=st.booleans(),
+    slack=st.integers(0, 5000),
+    flaw=st.none() | st.just("ends inside a page"),
 )
+lengths = st.integers(0, 90_000)
 coverages = st.builds(Coverage, *[st.integers(0, 90_000)] * 4)
 
 
@@ -73,7 +75,7 @@ def ledgers(draw: Any) -> Ledger:
             entry.pieces = draw(pieces())
             for piece in entry.pieces:
                 for dataset in draw(st.lists(st.sampled_from(DATASETS), unique=True)):
-                    found = SpanOutcome(name, draw(st.integers(0, 90_000)), 0, 3, draw(coverages))
+                    found = SpanOutcome(name, draw(lengths), draw(lengths), 0, 3, draw(coverages))
                     entry.outcomes[dataset, piece.shard] = found
         ledger.known[name] = entry
     return ledger
@@ -92,7 +94,7 @@ def at_rest(ledger: Ledger) -> Ledger:
 def windows_by_loop(ledger: Ledger) -> list[tuple[str, int, int, int]]:
     """Return every piece as (shard, promised, rate, channels), object by object."""
     return sorted(
-        (piece.shard, span.promised, entry.header.rate_hz, entry.header.channels)
+        (piece.shard, span.planned, entry.header.rate_hz, entry.header.channels)
         for name, entry in ledger.known.active.items()
         if entry.header is not None
         for piece in entry.pieces
@@ -120,7 +122,7 @@ def same(resting: Ledger, objects: Ledger) -> None:
     } == shards
     assert dict(found) == dict(objects.shards())
     spans = resting.spans()
-    columns = (spans.promised, spans.rate_hz, spans.channels)
+    columns = (spans.planned, spans.rate_hz, spans.channels)
     shard_of = [spans.shards[index] for index in spans.shard.tolist()]
     listed = zip(shard_of, *(column.tolist() for column in columns), strict=True)
     assert sorted(listed) == windows_by_loop(objects)
@@ -197,7 +199,7 @@ def test_rows_that_something_happens_to_are_changed_as_objects_are(
                 assert ledger.known[name].recording.name == name
             elif what == "absorb" and about[1] in (shards := ledger.shards()):
                 spans = [
-                    SpanOutcome(span.recording, 5, 0, 1, Coverage(failed=5))
+                    SpanOutcome(span.recording, 5, 5, 0, 1, Coverage(failed=5))
                     for span in shards[about[1]].spans
                 ]
                 failures = (Failure(spans[0].recording, Reason.TRUNCATED, "x", shard=about[1]),)

@@ -12,6 +12,7 @@ from bioembed_ray import parts, storage
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
 from bioembed_ray.config import Job
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.errors import Reason
 from bioembed_ray.inputs.listing import Container, Recording, Source
@@ -20,7 +21,6 @@ from bioembed_ray.ledger import ledger_file
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.plan import Plan, make_plan
 from bioembed_ray.schema import embeddings
-from bioembed_ray.windows import Coverage
 from tests.unit.references import FakeRegistry, header_of, job_of
 
 WINDOWS = Facts("fake", 16_000, 1.0, 0.5, None, embeds=True, dim=4)

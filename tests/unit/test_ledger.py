@@ -13,6 +13,7 @@ import pytest
 
 from bioembed_ray import schema
 from bioembed_ray.audio.metadata import Metadata
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason
 from bioembed_ray.inputs.listing import Recording
@@ -20,7 +21,6 @@ from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.segments import Shard, Span
-from bioembed_ray.windows import Coverage
 from tests.unit.references import header_of, source_named
 
 BEATS = Dataset("embeddings", "beats", "v1")
@@ -41,7 +41,9 @@ def outcome(
     dataset: Dataset, shard: Shard, coverage: Coverage | None = None, *failures: Failure
 ) -> PartOutcome:
     coverage = Coverage(embedded=1000) if coverage is None else coverage
-    spans = tuple(SpanOutcome(one.recording, one.promised, 0, 3, coverage) for one in shard.spans)
+    spans = tuple(
+        SpanOutcome(one.recording, one.planned, one.planned, 0, 3, coverage) for one in shard.spans
+    )
     failures = tuple(replace(failure, shard=shard.id) for failure in failures)
     return PartOutcome(dataset, shard.id, spans, failures)
 
@@ -174,15 +176,16 @@ def full(name: str, **labels: object) -> Known:
         2,
         n_promised=5,
         patches=((4, b"\x00\xff"), (40, b"ab")),
-        is_estimate=True,
+        slack=7,
+        flaw="no end-of-stream page",
         container="FLAC",
     )
     at = datetime(2023, 5, 12, 4, 30, 0, 123000, tzinfo=timezone(timedelta(hours=-4)))
     metadata = Metadata(at, "AudioMoth 1", "Straße 1", -12.5, 130.25, 10.0)
     pieces = [Piece("s1", 0, 100), Piece("s2", 100, None)]
     outcomes = {
-        (BEATS, "s1"): SpanOutcome(name, 100, 1, 2, Coverage(90, 5, 3, 2)),
-        (HUBERT_FRAMES, "s2"): SpanOutcome(name, 50, 0, 0, Coverage(0, 0, 50, 0)),
+        (BEATS, "s1"): SpanOutcome(name, 95, 100, 1, 2, Coverage(90, 5, 3, 2)),
+        (HUBERT_FRAMES, "s2"): SpanOutcome(name, 50, 50, 0, 0, Coverage(0, 0, 50, 0)),
     }
     return Known(recording, header, metadata, None, pieces, outcomes)
 

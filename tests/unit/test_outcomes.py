@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.errors import Reason
 from bioembed_ray.outcomes import outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Span
-from bioembed_ray.windows import Coverage
 from tests.unit.audio_samples import wav
 from tests.unit.one_shard import RATE, one_shard, part_of, small_archive, spans_of
 from tests.unit.references import (
