@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from bioembed_ray.audio.bytefile import ByteFile
-from bioembed_ray.audio.riff import MAX_CHUNKS
+from bioembed_ray.audio.riff import MAX_CHUNKS, is_placeholder
 
 # A run of bytes of sound: where it starts, how long it is said to be.
 Run = tuple[int, int]
@@ -37,7 +37,7 @@ def _au(file: ByteFile, start: int) -> Iterator[Run]:
     head = file.read_at(start, 12)
     if len(head) == 12:
         offset, size = struct.unpack(">II", head[4:])
-        if size != 0xFFFFFFFF:
+        if not is_placeholder(size):
             yield start + offset, size
 
 

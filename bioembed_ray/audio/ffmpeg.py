@@ -35,8 +35,8 @@ class FFmpegReader:
     """The first audio stream of a file, from its start to its end; see `readers.Reader`.
 
     Attributes:
-        n_samples: Samples per channel that the file states, None where it states nothing that its
-            bytes could hold.
+        n_samples: Samples per channel that the file states, or that its first packet lets one expect.
+        is_stated: Whether it states them, and its bytes could hold them.
         slack: How many of them may be missing without a loss.
     """
 
@@ -54,11 +54,13 @@ class FFmpegReader:
         self._bare = BareFrames.of(self._demuxer, self._codec, again)
         self._timeline: Timeline | None = None
         self._origin = 0
+        # The length that the first packet lets one expect.
+        self._likely = 0
         self._stretches = self._decode()
         self._pending: tuple[int, Block] | None = None
         self.rate_hz = self.channels = 0
         self.n_samples: int | None = None
-        self.slack = 0
+        self.is_stated, self.slack = True, 0
         self.subtype = self._codec.upper()
         tags = {**container.metadata, **stream.metadata}
         self.tags = {name.lower(): value for name, value in tags.items()}
@@ -76,10 +78,12 @@ class FFmpegReader:
     @property
     def most(self) -> int:
         """Samples per channel that the file's bytes can hold at the codec's least bit rate."""
+        if self._codec.startswith("pcm_"):
+            return self._likely
         return self._file.size * _MOST_PER_BYTE.get(self._codec, _MOST_PER_BYTE_ELSE)
 
-    def _stated(self) -> int | None:
-        """Return the length that the stream or the container states, samples."""
+    def _stated(self) -> int:
+        """Return the length that the stream or the container states, samples, else what is likely."""
         stream, container = self._stream, self._container
         tick = stream.time_base or Fraction(1, av.time_base)
         seconds: Fraction | None = None
@@ -88,7 +92,8 @@ class FFmpegReader:
         elif container.duration is not None:
             seconds = Fraction(container.duration, av.time_base)
         if seconds is None or not 0 < seconds * self.rate_hz <= self.most:
-            return None
+            self.is_stated = False
+            return min(self._likely, self.most)
         if tick * self.rate_hz > 1:
             self.slack = _SLACK + int(2 * tick * self.rate_hz)
         return round(seconds * self.rate_hz)
@@ -110,6 +115,10 @@ class FFmpegReader:
             for frame in frames:
                 if self._timeline is None:
                     self._timeline = self._begin(frame, n_bad)
+                    # The first frame may be short of what an encoder puts before the sound.
+                    seconds = (packet.duration or 0) * (packet.time_base or 0)
+                    n_samples = max(frame.samples, round(seconds * frame.rate))
+                    self._likely = self._file.size * n_samples // max(1, packet.size)
                 if (frame.rate, frame.layout.nb_channels) != (self.rate_hz, self.channels):
                     self.fault = (
                         f"changes from {self.rate_hz} Hz and {self.channels} channels to "

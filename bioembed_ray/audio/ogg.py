@@ -16,6 +16,8 @@ WALK_BYTES = 1 << 20
 # A packet of sound is a few kB; comments with pictures may be some MB.
 LARGEST_PACKET = 64 << 20
 SCAN_BYTES = 256 << 10
+# A file that says to be this many times longer than its first page lets expect is not believed.
+MOST_TIMES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,13 @@ class Packets:
         self._open, self._n_open = None, 0
 
 
-def last_page(file: ByteFile, start: int) -> Page | None:
+def last_page(file: ByteFile, start: int, is_timed: bool = False) -> Page | None:
     """Return the last whole page of a file, None where there is none near its end.
+
+    Args:
+        file: The file.
+        start: Where its first page stands.
+        is_timed: Ask for the last page that has a position.
 
     Raises:
         StorageError: the store refused.
@@ -149,7 +156,11 @@ def last_page(file: ByteFile, start: int) -> Page | None:
     place = tail.rfind(b"OggS\0")
     while place >= 0:
         page = page_at(file, first + place)
-        if page is not None and is_intact(tail[place : place + page.stop - page.start]):
+        if (
+            page is not None
+            and (page.granule >= 0 or not is_timed)
+            and is_intact(tail[place : place + page.stop - page.start])
+        ):
             return page
         place = tail.rfind(b"OggS\0", 0, place)
     return None
@@ -200,8 +211,12 @@ def count_granules(file: ByteFile, start: int) -> tuple[int, int]:
                 break
         is_head = page.is_first
     if not reads_all:
-        end = last_page(file, start)
-        last = last if end is None else max(last, end.granule)
+        end = last_page(file, start, is_timed=True)
+        if page is not None and end is not None and end.granule > last:
+            # As far as the first page with sound lets one expect from the bytes behind it.
+            n_bytes = max(1, page.stop - page.start)
+            likely = MOST_TIMES * (last - first) * (file.size - page.start) // n_bytes
+            last = min(end.granule, first + likely)
     return total + last - first, n_streams
 
 

@@ -19,6 +19,8 @@ from bioembed_ray.audio.readers import Block, RefusedError
 
 # The most samples per channel that a byte can hold: silence at the codec's least bit rate.
 _MOST_PER_BYTE = {"opus": 768, "vorbis": 2048, "flac": 6000, "speex": 640}
+# An encoder leaves out packets of silence (Opus sends one each 0.4 s), a live stream drops some.
+LONGEST_PAUSE_S = 10
 
 
 class _Coding(NamedTuple):
@@ -129,7 +131,8 @@ class OggReader:
 
     Attributes:
         most: Samples per channel that the file's bytes can hold at the codec's least bit rate.
-        slack: How many of its samples may be missing without a loss: none.
+        is_stated: Whether its length is promised: no header has it.
+        slack: How many samples of a promise may be missing without a loss.
     """
 
     def __init__(self, file: ByteFile, start: int) -> None:
@@ -139,6 +142,7 @@ class OggReader:
         self.rate_hz = self.channels = 0
         self.n_samples: int | None = None
         self.most = self.slack = 0
+        self.is_stated = False
         self.subtype = ""
         self.tags: dict[str, str] = {}
         self.fault: str | None = None
@@ -149,7 +153,7 @@ class OggReader:
             raise RefusedError(self.fault or "no samples")
         granules, n_streams = count_granules(file, start)
         n_samples = granules - n_streams * self._pre_skip
-        self.n_samples = n_samples if 0 < n_samples <= self.most else None
+        self.n_samples = min(n_samples, self.most) if n_samples > 0 else None
 
     def _decode(self) -> Iterator[tuple[int, Block]]:
         stream: _Stream | None = None
@@ -209,7 +213,7 @@ class OggReader:
         if late < 0 and page.is_last:
             # The encoder filled its last block up.
             block = block[: max(0, len(block) + late)]
-        elif 0 < late <= self.most - self._expected - len(block):
+        elif 0 < late <= self._most_late(is_behind_gap) - len(block):
             self._expected += late
         else:
             # Nothing lost; a clock that was set back, or a position that the bytes cannot hold.
@@ -217,6 +221,11 @@ class OggReader:
         if len(block):
             yield self._expected, block
             self._expected += len(block)
+
+    def _most_late(self, is_behind_gap: bool) -> int:
+        """Return how far a page may lie behind the one before: where none is lost, a pause at most."""
+        most = self.most - self._expected
+        return most if is_behind_gap else min(most, LONGEST_PAUSE_S * self.rate_hz)
 
     def _less_delay(self, stream: _Stream, page: Page, block: Block, is_behind_gap: bool) -> Block:
         """Return the first page's sound where the recording begins with it, and settle its clock."""

@@ -151,15 +151,17 @@ def _read_by_soundfile(
 def _bytes_of(file: ByteFile, kind: Kind, layout: Layout | None) -> tuple[int, int]:
     """Return (bytes of sound that are there, bytes of it that the header promises beyond)."""
     if layout is not None:
-        return layout.n_bytes, layout.n_bytes_promised - layout.n_bytes
-    return missing_bytes(file, kind.container, kind.start)
+        there, missing = layout.n_bytes, layout.n_bytes_promised - layout.n_bytes
+    else:
+        there, missing = missing_bytes(file, kind.container, kind.start)
+    # A size that no recorder reaches is a mistake of the writer.
+    return there, missing if missing <= _MOST_TIMES * there else 0
 
 
 def _promised(header: Header, n_bytes: tuple[int, int]) -> int:
     """Return the samples of a whole file, by those that are there and their bytes."""
     n_samples, (there, missing) = header.n_samples or 0, n_bytes
-    # A size that no recorder reaches is a mistake of the writer.
-    if not n_samples or not 0 < missing <= _MOST_TIMES * there:
+    if not n_samples or missing <= 0:
         return n_samples
     if header.subtype in _SEEKABLE_SUBTYPES:
         return (there + missing) // (there // n_samples)
@@ -191,7 +193,7 @@ def _ffmpeg_header(
 ) -> Header:
     header = _header(reader, kind, "ffmpeg", patches)
     n_samples = reader.n_samples
-    n_promised = n_samples if kind.counts else None
+    n_promised = n_samples if kind.counts and reader.is_stated else None
     declared_s = declared_seconds(file, kind.container, kind.start)
     if declared_s is not None and declared_s * header.rate_hz <= reader.most:
         n_promised = round(declared_s * header.rate_hz)

@@ -21,6 +21,11 @@ LARGEST_TEXT = 1 << 20
 _PLACEHOLDERS = (range(1), range(0x7FFFF000, 0x80000100), range(0xFFFFFF00, 1 << 32))
 
 
+def is_placeholder(size: int) -> bool:
+    """Return whether a size was written before the length was known."""
+    return any(size in sizes for sizes in _PLACEHOLDERS)
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What the chunks of one file say.
@@ -114,8 +119,8 @@ class _Walker:
         else:
             body = self.file.read_at(4, 4)
             end = int.from_bytes(body, "big" if self.order == ">" else "little") + 8
-        is_placeholder = any(declared in sizes for sizes in _PLACEHOLDERS)
-        is_cut = declared > size and not is_placeholder and end >= chunk.body + declared
+        is_cut = declared > size and not is_placeholder(declared)
+        is_cut = is_cut and end >= chunk.body + declared
         return declared if is_cut else size
 
     def true_size(self, chunk: _Chunk, declared: int) -> int:
@@ -124,12 +129,10 @@ class _Walker:
         if declared > available:
             return available
         # An SSND chunk holds eight bytes of its own before the samples.
-        is_placeholder = any(declared in sizes for sizes in _PLACEHOLDERS) or (
-            chunk.name == b"SSND" and declared == 8
-        )
+        is_open = is_placeholder(declared) or (chunk.name == b"SSND" and declared == 8)
         wraps = (available - declared) >> 32 if not self.is_w64 else 0
-        if (is_placeholder or wraps) and not self.reaches_end(chunk.body + declared):
-            return available if is_placeholder else declared + (wraps << 32)
+        if (is_open or wraps) and not self.reaches_end(chunk.body + declared):
+            return available if is_open else declared + (wraps << 32)
         return declared
 
 
