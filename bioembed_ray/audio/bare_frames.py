@@ -34,6 +34,7 @@ class BareFrames:
         self._has_begun = self._knows_lengths = False
         self._lost_bytes = 0
         self._n_good = self._good_bytes = self._n_filled = 0
+        self._longest = self._n_cut = self._n_given = 0
         self._stop = 0
         self._shared = b""
         # Frames that a Xing header counts; junk by the number of frames before it.
@@ -82,14 +83,21 @@ class BareFrames:
         self._has_begun = True
         self.n_lost = self._lost_bytes = 0
 
-    def holes(self, packet: av.Packet) -> int:
-        """Return how many frames are missing before this one, once."""
+    def holes(self, packet: av.Packet, n_samples: int) -> int:
+        """Return how many samples are missing before a frame of `n_samples`, once.
+
+        FFmpeg cuts padding off where a Xing header says the end is; a frame that is short for it and
+        not the last leaves a hole, too.
+        """
         n_lost, self.n_lost = self.n_lost, 0
         if self._lost_bytes:
             n_filled = self._frames_in_lost(packet)
             self._n_filled += n_filled
             self._lost_bytes, n_lost = 0, n_lost + n_filled
-        return n_lost
+        self._longest = max(self._longest, n_samples)
+        n_cut, self._n_cut = self._n_cut, self._longest - n_samples if self._n_given else 0
+        self._n_given += 1
+        return n_lost * self._longest + n_cut
 
     @property
     def is_near_end(self) -> bool:

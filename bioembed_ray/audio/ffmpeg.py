@@ -99,26 +99,25 @@ class FFmpegReader:
         return round(seconds * self.rate_hz)
 
     def _decode(self) -> Iterator[tuple[int, Block]]:
-        n_bad = 0
+        n_bad = n_at_end = 0
         for packet in self._container.demux(self._stream):
             if self._bare is not None and not self._bare.take(packet):
                 continue
             try:
                 frames = cast(list[av.AudioFrame], packet.decode())
             except av.FFmpegError:
-                n_bad += 1
+                n_bad, n_at_end = n_bad + 1, n_at_end + 1
                 if not self.rate_hz and n_bad > BAD_PACKETS_AT_START:
                     raise
                 if self._bare is not None:
                     self._bare.n_lost += 1
                 continue
+            if self._bare is not None and self._timeline is not None and packet.size:
+                self._bare.n_lost += not frames
+            n_at_end = 0 if frames else n_at_end
             for frame in frames:
                 if self._timeline is None:
-                    self._timeline = self._begin(frame, n_bad)
-                    # The first frame may be short of what an encoder puts before the sound.
-                    seconds = (packet.duration or 0) * (packet.time_base or 0)
-                    n_samples = max(frame.samples, round(seconds * frame.rate))
-                    self._likely = self._file.size * n_samples // max(1, packet.size)
+                    self._timeline = self._begin(packet, frame, n_bad)
                 if (frame.rate, frame.layout.nb_channels) != (self.rate_hz, self.channels):
                     self.fault = (
                         f"changes from {self.rate_hz} Hz and {self.channels} channels to "
@@ -127,7 +126,7 @@ class FFmpegReader:
                     return
                 position = None
                 if self._bare is not None:
-                    self._timeline.skip(self._bare.holes(packet) * frame.samples)
+                    self._timeline.skip(self._bare.holes(packet, frame.samples))
                 elif frame.pts is not None and frame.time_base is not None:
                     position = round(frame.pts * frame.time_base * self.rate_hz) - self._origin
                 block = scaled(frame)
@@ -137,13 +136,18 @@ class FFmpegReader:
                 yield from self._timeline.add(position, block)
         if self._timeline is not None:
             yield from self._timeline.finish()
-        if self._bare is not None:
-            self.fault = self._bare.fault
+        self.fault = None if self._bare is None else self._bare.fault
+        if n_at_end:
+            self.fault = self.fault or "its last packet cannot be decoded"
 
-    def _begin(self, frame: av.AudioFrame, n_bad: int) -> Timeline:
+    def _begin(self, packet: av.Packet, frame: av.AudioFrame, n_bad: int) -> Timeline:
         """Settle rate, channels and where the recording starts, by its first frame."""
         self.rate_hz, self.channels = frame.rate, frame.layout.nb_channels
         tick = frame.time_base or Fraction(1, frame.rate)
+        # The first frame may lack what an encoder puts before the sound.
+        duration = (packet.duration or 0) * (packet.time_base or 0)
+        n_samples = max(frame.samples, round(duration * frame.rate))
+        self._likely = self._file.size * n_samples // max(1, packet.size)
         if frame.pts is not None:
             self._origin = round(frame.pts * tick * frame.rate)
         if n_bad and self._origin > 0:

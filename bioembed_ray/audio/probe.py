@@ -82,11 +82,14 @@ def probe(source: Source, name: str | None = None) -> tuple[Header, Metadata]:
     file = open_source(source)
     kind = sniff(file)
     layout: Layout | None = None
+    patches: Patches = ()
     if kind.container in _CHUNKED and kind.start == 0:
         layout = read_layout(file, kind.container)
-        if layout.patches:
-            file = open_source(source, layout.patches)
-    header, tags = _read_header(file, source, kind, layout)
+        patches = layout.patches
+    elif kind.container == "AU":
+        # Its sound goes to the end of the file, whatever size it declares.
+        patches = ((kind.start + 8, b"\xff\xff\xff\xff"),)
+    header, tags = _read_header(source, kind, layout, patches)
     if name is None:
         is_whole_object = source.row is None and source.offset == 0
         name = source.uri.rpartition("/")[2] if is_whole_object else ""
@@ -101,15 +104,15 @@ def probe(source: Source, name: str | None = None) -> tuple[Header, Metadata]:
 
 
 def _read_header(
-    file: ByteFile, source: Source, kind: Kind, layout: Layout | None
+    source: Source, kind: Kind, layout: Layout | None, patches: Patches
 ) -> tuple[Header, dict[str, str]]:
     refusals = []
-    patches = layout.patches if layout else ()
+    bare, file = open_source(source), open_source(source, patches)
     if not (kind.is_for_ffmpeg or (layout is not None and _is_misread(layout))):
         try:
             if kind.container == "FLAC":
-                return _read_flac(file, source, kind)
-            header, tags = _read_by_soundfile(file, kind, layout, patches)
+                return _read_flac(bare, source, kind)
+            header, tags = _read_by_soundfile(file, bare, kind, layout, patches)
         except RefusedError as refusal:
             refusals.append(f"libsndfile: {refusal}")
         else:
@@ -121,7 +124,7 @@ def _read_header(
     except RefusedError as refusal:
         refusals.append(f"FFmpeg: {refusal}")
     else:
-        found = _ffmpeg_header(reader, file, kind, layout, patches), reader.tags
+        found = _ffmpeg_header(reader, bare, kind, layout, patches), reader.tags
         reader.close()
         return found
     reason = Reason.DAMAGED
@@ -139,12 +142,12 @@ def _is_misread(layout: Layout) -> bool:
 
 
 def _read_by_soundfile(
-    file: ByteFile, kind: Kind, layout: Layout | None, patches: Patches
+    file: ByteFile, bare: ByteFile, kind: Kind, layout: Layout | None, patches: Patches
 ) -> tuple[Header, dict[str, str]]:
     reader = open_soundfile(file)
     header = _header(reader, kind, "soundfile", patches)
     reader.close()
-    n_promised = _promised(header, _bytes_of(file, kind, layout))
+    n_promised = _promised(header, _bytes_of(bare, kind, layout), layout)
     return replace(header, n_promised=n_promised), reader.tags
 
 
@@ -158,14 +161,16 @@ def _bytes_of(file: ByteFile, kind: Kind, layout: Layout | None) -> tuple[int, i
     return there, missing if missing <= _MOST_TIMES * there else 0
 
 
-def _promised(header: Header, n_bytes: tuple[int, int]) -> int:
+def _promised(header: Header, n_bytes: tuple[int, int], layout: Layout | None) -> int:
     """Return the samples of a whole file, by those that are there and their bytes."""
     n_samples, (there, missing) = header.n_samples or 0, n_bytes
     if not n_samples or missing <= 0:
         return n_samples
     if header.subtype in _SEEKABLE_SUBTYPES:
         return (there + missing) // (there // n_samples)
-    return n_samples * (there + missing) // there
+    # Of a block that is cut off a decoder gives the whole.
+    n_align = 1 if layout is None else layout.n_align
+    return n_samples * ((there + missing) // n_align) // -(-there // n_align)
 
 
 def _read_flac(file: ByteFile, source: Source, kind: Kind) -> tuple[Header, dict[str, str]]:
@@ -195,14 +200,15 @@ def _ffmpeg_header(
     n_samples = reader.n_samples
     n_promised = n_samples if kind.counts and reader.is_stated else None
     declared_s = declared_seconds(file, kind.container, kind.start)
-    if declared_s is not None and declared_s * header.rate_hz <= reader.most:
+    if declared_s is not None and declared_s * header.rate_hz <= _MOST_TIMES * reader.most:
         n_promised = round(declared_s * header.rate_hz)
     there, missing = _bytes_of(file, kind, layout)
     is_of_bytes = layout is not None or header.subtype.startswith("PCM")
     if n_samples is not None and missing > 0 and is_of_bytes:
         # A length that is stated is that of the whole; one worked out from the bytes that of the rest.
         n_stated = layout.n_stated if layout is not None else 0
-        n_promised = n_stated or _promised(replace(header, n_samples=n_samples), (there, missing))
+        known = replace(header, n_samples=n_samples)
+        n_promised = n_stated or _promised(known, (there, missing), layout)
         n_samples = n_promised * there // (there + missing)
     return replace(
         header, n_samples=n_samples, n_promised=n_promised, slack=reader.slack, flaw=kind.flaw

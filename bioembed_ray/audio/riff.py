@@ -16,6 +16,9 @@ from bioembed_ray.errors import Reason, RecordingError
 # A run of zero bytes must not be walked eight bytes at a time.
 MAX_CHUNKS = 1000
 LARGEST_TEXT = 1 << 20
+# Bytes behind the sound that are in no chunk are sound, too, where they are more than this and a tenth
+# of it.
+UNCOUNTED_BYTES = 4096
 # Sizes written before the length is known: 0, all ones, and the 2 GiB that sox, arecord and
 # FFmpeg write to a pipe.
 _PLACEHOLDERS = (range(1), range(0x7FFFF000, 0x80000100), range(0xFFFFFF00, 1 << 32))
@@ -38,6 +41,7 @@ class Layout:
         patches: What to lay over the file so that its sizes are true; empty where they are.
         n_bytes_promised: What a cut-off file should have had; equal to `n_bytes` elsewhere.
         format_tag: How samples are coded (mmreg.h), 0 in AIFF.
+        n_align: Bytes of one sample of all channels, or of one block of a coding in blocks.
         n_stated: Samples per channel that a `fact` chunk states, 0 without one.
         chunks: Bodies of `guan` and `bext`, and of LIST/INFO entries under "INFO.ICMT" and so on.
     """
@@ -50,6 +54,7 @@ class Layout:
     n_bytes_promised: int = 0
     format_tag: int = 0
     n_stated: int = 0
+    n_align: int = 1
     chunks: dict[str, bytes] = field(default_factory=dict)
 
     def text(self, name: str) -> str | None:
@@ -131,6 +136,9 @@ class _Walker:
         # An SSND chunk holds eight bytes of its own before the samples.
         is_open = is_placeholder(declared) or (chunk.name == b"SSND" and declared == 8)
         wraps = (available - declared) >> 32 if not self.is_w64 else 0
+        if available - declared > max(declared // 10, UNCOUNTED_BYTES):
+            # More than a writer's notes: it was cut off before it corrected the size.
+            is_open = True
         if (is_open or wraps) and not self.reaches_end(chunk.body + declared):
             return available if is_open else declared + (wraps << 32)
         return declared
@@ -240,7 +248,8 @@ def _wave(
     name = "WAV" if container == "RIFX" else container
     fact = found.get(b"fact")
     n_stated = int.from_bytes(file.read_at(fact.body, 4), "little") if fact else 0
-    return Layout(name, rate_hz, channels, size, patches, 0, tag, n_stated, texts)
+    about = (tag, n_stated, max(1, n_align))
+    return Layout(name, rate_hz, channels, size, patches, 0, *about, texts)
 
 
 def _rf64_header(format_body: bytes, data_start: int, size: int) -> tuple[int, bytes]:
