@@ -26,6 +26,9 @@ Wave = npt.NDArray[np.float32]
 PIECE_S = 10
 # Holes kept apart in a span; of more, those that lie nearest each other become one.
 MOST_HOLES = 2000
+# Values in a row that are not finite, from which on they are a hole; fewer become zeros. Below GUARD,
+# so that every span sees enough of a run to tell the same.
+LEAST_SILENCED = 128
 # Samples of the slower rate read on both sides of a piece. soxr's HQ filter is shorter: pieces
 # then agree with the whole recording resampled at once to 5e-7 of full scale, and to 5e-6 at rates
 # such as 250001 Hz, where soxr rounds its phase; a longer guard changes neither (tests/unit/test_audio.py).
@@ -206,9 +209,12 @@ class _Rolling:
 
     def holes(self) -> tuple[Holes, ...]:
         """Return what is missing of each channel, of all that was read."""
-        return tuple(
-            merge_holes([*self._blocks.holes, *runs], MOST_HOLES) for runs in self._silenced
-        )
+        found = []
+        for runs in self._silenced:
+            silenced = merge_holes(runs, MOST_HOLES)
+            long = [(low, high) for low, high in silenced if high - low >= LEAST_SILENCED]
+            found.append(merge_holes([*self._blocks.holes, *long], MOST_HOLES))
+        return tuple(found)
 
     def _finish(self) -> None:
         self.fault = self._blocks.fault
@@ -239,5 +245,10 @@ class _Rolling:
         for runs, column in zip(
             self._silenced, [] if is_sound is None else is_sound.T, strict=False
         ):
-            runs += runs_of(~column, self.end)
+            # Short ones count only where they may go on in the next block.
+            runs += [
+                (low, high)
+                for low, high in runs_of(~column, self.end)
+                if high - low >= LEAST_SILENCED or low == self.end or high == self.end + len(block)
+            ]
         return block
