@@ -51,6 +51,7 @@ REPEATED = (
     "container",
     "subtype",
     "status",
+    "inside",
 )
 
 
@@ -219,12 +220,13 @@ class AtRest:
     def recordings(self, rows: Ints) -> list[Recording]:
         """Return name, source and labels of rows."""
         keys = ["recording", "uri", "stamp", "size_bytes", "offset", "row", "column"]
-        found = self._take([*keys, *self.labels], rows)
+        found = self._take([*keys, "inside", *self.labels], rows)
         return [
             Recording(
                 row["recording"],
                 Source(*(row[key] for key in keys[1:])),
                 {schema.label_of(title): row[title] for title in self.labels},
+                row["inside"],
             )
             for row in found
         ]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from bioembed_ray.datasets import Dataset
+from bioembed_ray.errors import RecordingError
 from bioembed_ray.ledger.columns import Ints
 from bioembed_ray.ledger.entries import Entries, Shards
 from bioembed_ray.ledger.known import Known, Piece
@@ -186,6 +187,16 @@ class Ledger:
             for found in pc.value_counts(column.cast("string")).to_pylist():
                 counts[found["values"]] += found["counts"]
         return counts
+
+    def set_unreadable(self, errors: Mapping[str, RecordingError]) -> None:
+        """Enter what of the input cannot be read and is no recording, in place of what was entered."""
+        failures = [Failure(name, one.reason, one.detail) for name, one in sorted(errors.items())]
+        self.failures = [f for f in self.failures if f.shard is not None] + failures
+
+    def waiting(self) -> list[Failure]:
+        """Return why a later run has to look again: recordings that did not open, and what was unreadable."""
+        unreadable = (failure for failure in self.failures if failure.shard is None)
+        return [f for f in (*self.unopened(), *unreadable) if f.reason.is_transient]
 
     def outdated(self, reader_version: int, datasets: Iterable[Dataset]) -> set[str]:
         """Return shards with a permanent failure that an older reader reported.

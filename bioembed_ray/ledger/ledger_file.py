@@ -15,6 +15,7 @@ from bioembed_ray import schema, storage
 from bioembed_ray.audio.probe import Header
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import NotFoundError, Reason
+from bioembed_ray.inputs.listing import Recording
 from bioembed_ray.ledger.at_rest import AtRest
 from bioembed_ray.ledger.entries import Entries
 from bioembed_ray.ledger.known import Known
@@ -75,14 +76,27 @@ def _is_as_read(known: Entries) -> bool:
     found = [known.listed[name] for name in known.resting_names()]
     labels = {schema.label_of(title): title for title in rows.labels}
     return (
-        pa.array([one.source.uri for one in found], pa.string()).equals(rows.read("uri"))
-        and pa.array([one.source.size_bytes for one in found]).equals(rows.read("size_bytes"))
+        all(
+            pa.array(values, kind := schema.RECORDINGS.field(key).type).equals(
+                rows.read(key).cast(kind)
+            )
+            for key, values in _of_listing(found).items()
+        )
         and all(one.labels.keys() <= labels.keys() for one in found)
         and all(
             [one.labels.get(key) for one in found] == rows.read(title).to_pylist()
             for key, title in labels.items()
         )
     )
+
+
+def _of_listing(found: list[Recording]) -> dict[str, list[Any]]:
+    """Return the columns that the input may change without the sound."""
+    return {
+        "uri": [one.source.uri for one in found],
+        "size_bytes": [one.source.size_bytes for one in found],
+        "inside": [one.inside for one in found],
+    }
 
 
 def known_rows(table: pa.Table) -> list[Known]:
@@ -133,11 +147,8 @@ def _resting(known: Entries, rows: AtRest) -> pa.Table:
     table = pa.table(columns, names=schema.RECORDINGS.names).cast(schema.RECORDINGS)
     if not known.listed:
         return table
-    sources = [known.listed[name].source for name in known.resting_names()]
-    for key, values in (
-        ("uri", [source.uri for source in sources]),
-        ("size_bytes", [source.size_bytes for source in sources]),
-    ):
+    listed = [known.listed[name] for name in known.resting_names()]
+    for key, values in _of_listing(listed).items():
         field = schema.RECORDINGS.field(key)
         at = schema.RECORDINGS.get_field_index(key)
         table = table.set_column(at, field, pa.array(values, field.type))
@@ -160,6 +171,7 @@ def _row(entry: Known, reason: str | None) -> dict[str, Any]:
         "status": entry.status,
         "reason": entry.failure.reason.value if entry.failure is not None else reason,
         **asdict(source),
+        "inside": entry.recording.inside,
         "n_samples_decoded": n_decoded,
         "n_nonfinite": entry.n_nonfinite,
         "spans": [asdict(piece) for piece in entry.pieces],

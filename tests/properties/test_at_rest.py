@@ -64,7 +64,7 @@ def ledgers(draw: Any) -> Ledger:
         name = f"ä/{number}.wav"
         place = draw(st.sampled_from([(0, None, None), (512, None, None), (0, 7, "audio.bytes")]))
         source = Source(f"/archive/{name}", f"etag-{number}", draw(st.integers(0, 10**10)), *place)
-        entry = Known(Recording(name, source))
+        entry = Known(Recording(name, source, inside=draw(st.sampled_from([None, "{}", "{1}"]))))
         if draw(st.integers(0, 4)) == 0:
             reason = draw(st.sampled_from([Reason.STORAGE, Reason.UNSUPPORTED]))
             entry.failure = Failure(name, reason, "made up")
