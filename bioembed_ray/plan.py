@@ -122,6 +122,7 @@ def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
     listing = _without_output(listing, job.output)
     found = ledger_file.load(job.output)
     plan = Plan(job, encoders, found or Ledger(), listing)
+    plan.ledger.want(plan.datasets)
     standing = _standing(plan)
     recordings = list_recordings(listing, plan.ledger, members)
     plan.ledger.set_unreadable(listing.unreadable)
@@ -158,6 +159,7 @@ def _standing(plan: Plan) -> dict[Dataset, dict[str, storage.ObjectInfo]]:
 def list_again(plan: Plan, encoders: tuple[PlannedEncoder, ...]) -> None:
     """Take the encoders as they now are, with codebooks fitted since, and list what is left to do."""
     plan.encoders = encoders
+    plan.ledger.want(plan.datasets)
     plan.todo.clear()
     standing = _standing(plan)
     forget_missing(plan.ledger, standing)

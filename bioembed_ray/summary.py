@@ -138,8 +138,8 @@ def failed_fraction(ledger: Ledger, datasets: tuple[Dataset, ...], channels: str
 
 
 def reasons(ledger: Ledger) -> dict[str, int]:
-    """Return how many recordings failed, wholly or in part, for each reason."""
-    pairs = {(failure.recording, failure.reason.value) for failure in ledger.all_failures()}
+    """Return how many recordings failed, wholly or in part, for each reason, in what is wanted."""
+    pairs = {(failure.recording, failure.reason.value) for failure in ledger.wanted_failures()}
     return dict(Counter(reason for _, reason in pairs).most_common())
 
 

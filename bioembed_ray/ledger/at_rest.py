@@ -43,6 +43,7 @@ BATCH = 1 << 16
 ISO_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?([+-]\d\d:\d\d(:\d\d(\.\d{6})?)?)?$"
 # Columns of few different texts, which are kept once each.
 OUTCOME_KEYS = ("shard", "table", "encoder", "version")
+WANTED_KEY = b"bioembed.wanted"
 METADATA = ["recorded_at", "device", "site", "latitude", "longitude", "time_expansion"]
 REPEATED = (
     *(f"outcomes.list.element.{key}" for key in OUTCOME_KEYS),
@@ -62,6 +63,7 @@ class AtRest:
         titles: All columns.
         names: (N,) names, ascending.
         labels: Titles of the manifest's columns.
+        wanted: Partitions that the column `status` judges by.
         rate_hz, channels: (N,) of the header, 0 where it could not be read.
         n_samples: (N,) samples that the header says, -1 where it does not.
         n_promised: (N,) samples that a whole file would have, -1 where nobody knows.
@@ -83,6 +85,8 @@ class AtRest:
         missing = set(schema.RECORDINGS.names) - set(self.titles)
         if missing:
             raise KeyError(f"recordings/ lacks {', '.join(sorted(missing))}")
+        about = (self._file.schema_arrow.metadata or {}).get(WANTED_KEY, b"[]")
+        self.wanted = tuple(Dataset(*one) for one in json.loads(about))
         self.labels = [title for title in self.titles if title not in schema.RECORDINGS.names]
         self.names = self.read("recording")
         if len(self.names) > 1 and not pc.all(pc.less(self.names[:-1], self.names[1:])).as_py():
