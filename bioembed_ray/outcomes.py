@@ -63,7 +63,7 @@ class SpanOutcome:
         recording: Name.
         n_decoded: Native samples per channel that came.
         n_nonfinite: NaN or infinite values set to zero.
-        n_rows: Rows in the part.
+        n_rows: Rows in the part: windows, frames, or rows of tokens.
         coverage: Embedded, padded, failed (with what the header promised in vain) and skipped.
     """
 
