@@ -24,7 +24,7 @@ from bioembed_ray.inputs.names import (
     TAR_EXTENSIONS,
     extension_of,
     is_hidden,
-    is_in_system_folder,
+    is_system_folder,
     length_above,
 )
 from bioembed_ray.storage import UNREADABLE
@@ -138,7 +138,7 @@ def list_input(config: InputConfig) -> Listing:
 
 def _enters(exclude: tuple[str, ...], left_out: LeftOut, folder: str) -> bool:
     """Return whether a folder can hold a recording, else count it."""
-    is_system = is_in_system_folder(f"{folder}/")
+    is_system = is_system_folder(folder)
     if not is_system and not any(takes_all_below(glob, folder) for glob in exclude):
         return True
     left_out.add(Kind.HIDDEN if is_system else Kind.NOT_SELECTED, f"{folder}/")

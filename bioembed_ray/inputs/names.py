@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -85,13 +86,15 @@ def is_hidden(path: str) -> bool:
         or "/." in path
         or "/~" in path
         or path.lower().endswith(".tmp")
-        or is_in_system_folder(path)
+        or is_system_folder(path.rpartition("/")[0])
     )
 
 
-def is_in_system_folder(path: str) -> bool:
-    """Return True where a folder of a path is a system's: `lost+found`, `.Trash-1000`, `@eaDir`."""
-    return _SYSTEM_FOLDER.search(path) is not None
+# Many objects share a folder.
+@functools.lru_cache(1 << 12)
+def is_system_folder(path: str) -> bool:
+    """Return True where a folder, or one above it, is a system's: `lost+found`, `.Trash-1000`, `@eaDir`."""
+    return _SYSTEM_FOLDER.search(f"{path}/") is not None
 
 
 def seems_audio(path: str) -> bool:

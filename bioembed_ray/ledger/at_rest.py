@@ -225,12 +225,14 @@ class AtRest:
         """Return name, source and labels of rows."""
         keys = ["recording", "uri", "stamp", "size_bytes", "offset", "row", "column"]
         found = self._take([*keys, "inside", *self.labels], rows)
+        # One text for all members of a container.
+        inside: dict[str | None, str | None] = {}
         return [
             Recording(
                 row["recording"],
                 Source(*(row[key] for key in keys[1:])),
                 {schema.label_of(title): row[title] for title in self.labels},
-                row["inside"],
+                inside.setdefault(row["inside"], row["inside"]),
             )
             for row in found
         ]
