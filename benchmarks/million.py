@@ -126,7 +126,7 @@ def build(job: Job, n: int, scratch: Path) -> int:
     encoders, _ = with_tokens(encoders, codebooks)
     datasets = [dataset for encoder in encoders for dataset in encoder.datasets]
     tables, shards = [], []
-    ledger = Ledger()
+    ledger = Ledger(wanted=datasets)
     cutting = Cutting(job.segment_s, job.shard_minutes * 60, 1, "mix")
     loose = ((name, source, header, [(0, None)]) for name, source, header in recordings(n))
     for shard in form_shards(loose, cutting):
@@ -149,7 +149,7 @@ def build(job: Job, n: int, scratch: Path) -> int:
             ledger.known[span.recording] = entry
         if len(ledger.known) >= CHUNK:
             tables.append(ledger_file.recordings_table(ledger))
-            ledger = Ledger()
+            ledger = Ledger(wanted=datasets)
     tables.append(ledger_file.recordings_table(ledger))
     table = pa.concat_tables(tables)
     for key, rows in (

@@ -53,6 +53,16 @@ class LostWindow:
     error: RecordingError
 
 
+@dataclass(frozen=True, slots=True)
+class LostBlock:
+    """Encoder samples [start, stop) that a failed block owns: their frames are missing."""
+
+    place: int
+    start: int
+    stop: int
+    error: RecordingError
+
+
 @dataclass(slots=True)
 class Windows:
     """Window vectors of a shard, in the order of places and starts.
@@ -63,6 +73,7 @@ class Windows:
         valid: W fractions, encoder samples of real sound.
         vectors: One (W, D) float32 array per layer.
         lost: Windows that have no row.
+        lost_blocks: Blocks of frames that failed; windows that are means of frames are lost besides.
     """
 
     place: npt.NDArray[np.int64]
@@ -70,6 +81,7 @@ class Windows:
     valid: list[object]
     vectors: list[npt.NDArray[np.float32]]
     lost: list[LostWindow] = field(default_factory=list)
+    lost_blocks: list[LostBlock] = field(default_factory=list)
 
 
 Vectors = list[torch.Tensor]
@@ -156,4 +168,5 @@ def without_lost(windows: Windows) -> Windows:
         [valid for valid, is_kept in zip(windows.valid, keep, strict=True) if is_kept],
         [vectors[keep] for vectors in windows.vectors],
         windows.lost,
+        windows.lost_blocks,
     )

@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.apply import LostWindow, Place, Waves, Windows, guarded, lost_window, without_lost
+from bioembed_ray.apply import (
+    LostBlock,
+    LostWindow,
+    Place,
+    Waves,
+    Windows,
+    guarded,
+    lost_window,
+    without_lost,
+)
 from bioembed_ray.assigned import Assigned, TokenTable
 from bioembed_ray.codebooks.nearest import Codes
 from bioembed_ray.encoders.base import Encoder, shortest_window
@@ -79,6 +88,10 @@ def encode(
                 if isinstance(outcome, RecordingError):
                     if means is not None:
                         means.lose(index, block, outcome)
+                    # A block that is too short has no frames to miss.
+                    if is_own(places[index], block) and outcome.reason != Reason.TOO_SHORT:
+                        lost = LostBlock(index, block.start, block.stop, outcome)
+                        windows.lost_blocks.append(lost)
                     continue
                 steps = owned_steps(grid, block)
                 steps, outcome = with_sound(encoder, places[index], steps, outcome)

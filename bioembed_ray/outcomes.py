@@ -60,7 +60,7 @@ class SpanOutcome:
         n_decoded: Native samples per channel that came; of several channels the most.
         n_extent: Those and the holes between: up to the span's stop or the end of the sound.
         n_nonfinite: NaN or infinite values set to zero.
-        n_rows: Rows in the part.
+        n_rows: Rows in the part: windows, frames, or rows of tokens.
         coverage: Embedded, padded, failed (holes, and samples the header declares but the data
             lack) and skipped.
         holes: For each channel encoded, native samples of the recording that are no sound; one

@@ -34,8 +34,9 @@ def describe_plan(
     n_samples, rate_hz = plan.ledger.lengths()
     n_known, total = len(plan.ledger.known), float((n_samples / rate_hz).sum())
     yield f"input      {n_known} recordings, {hours(total)} of audio, {n_known - len(rate_hz)} unreadable"
-    hidden = f", {plan.listing.n_hidden} hidden files skipped" if plan.listing.n_hidden else ""
-    yield f"           {changes.n_new} new, {changes.n_changed} changed, {changes.n_removed} removed{hidden}"
+    yield f"           {changes.n_new} new, {changes.n_changed} changed, {changes.n_removed} removed"
+    if plan.listing.left_out:
+        yield f"left out   {plan.listing.left_out}"
     todo_s = sum(audio_seconds(work) for work in plan.todo)
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
     record = last_record(job.output) if plan.todo else None

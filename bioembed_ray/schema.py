@@ -100,6 +100,7 @@ RECORDINGS = pa.schema(
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("row", pa.int64()),
         pa.field("column", TEXT),
+        pa.field("inside", TEXT),
         pa.field("container", TEXT),
         pa.field("subtype", TEXT),
         pa.field("rate_hz", pa.int32()),

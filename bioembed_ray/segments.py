@@ -173,7 +173,8 @@ def form_shards(
 ) -> Iterator[Shard]:
     """Yield shards of about `shard_s`, filled with segments in the order given.
 
-    The same recordings in the same order always give the same shards.
+    The same recordings in the same order always give the same shards. A recording has at most one
+    span in a shard, since what becomes of it there is accounted for by its name.
 
     Args:
         recordings: Name, source, header and the segments to place.
@@ -186,10 +187,12 @@ def form_shards(
             segment = Span(name, source, header, start, stop)
             length = encoder_seconds(segment, cutting)
             # Half a segment over is nearer the goal than half a segment under.
-            if spans and (filled + length / 2 > cutting.shard_s or len(spans) >= MAX_SPANS):
+            is_full = filled + length / 2 > cutting.shard_s or len(spans) >= MAX_SPANS
+            is_known = bool(spans) and spans[-1].recording == name
+            if spans and (is_full or (is_known and spans[-1].stop != start)):
                 yield Shard(tuple(spans))
-                spans, filled = [], 0.0
-            if spans and spans[-1].recording == name and spans[-1].stop == start:
+                spans, filled, is_known = [], 0.0, False
+            if is_known:
                 spans[-1] = Span(name, source, header, spans[-1].start, stop)
             else:
                 spans.append(segment)

@@ -43,6 +43,7 @@ BATCH = 1 << 16
 ISO_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?([+-]\d\d:\d\d(:\d\d(\.\d{6})?)?)?$"
 # Columns of few different texts, which are kept once each.
 OUTCOME_KEYS = ("shard", "table", "encoder", "version")
+WANTED_KEY = b"bioembed.wanted"
 METADATA = ["recorded_at", "device", "site", "latitude", "longitude", "time_expansion"]
 REPEATED = (
     *(f"outcomes.list.element.{key}" for key in OUTCOME_KEYS),
@@ -51,6 +52,7 @@ REPEATED = (
     "container",
     "subtype",
     "status",
+    "inside",
 )
 
 
@@ -61,6 +63,7 @@ class AtRest:
         titles: All columns.
         names: (N,) names, ascending.
         labels: Titles of the manifest's columns.
+        wanted: Partitions that the column `status` judges by.
         rate_hz, channels: (N,) of the header, 0 where it could not be read.
         n_samples: (N,) samples that the header says, -1 where it does not.
         n_promised: (N,) samples that are lost if they do not come, -1 without a promise.
@@ -82,6 +85,8 @@ class AtRest:
         missing = set(schema.RECORDINGS.names) - set(self.titles)
         if missing:
             raise KeyError(f"recordings/ lacks {', '.join(sorted(missing))}")
+        about = (self._file.schema_arrow.metadata or {}).get(WANTED_KEY, b"[]")
+        self.wanted = tuple(Dataset(*one) for one in json.loads(about))
         self.labels = [title for title in self.titles if title not in schema.RECORDINGS.names]
         self.names = self.read("recording")
         if len(self.names) > 1 and not pc.all(pc.less(self.names[:-1], self.names[1:])).as_py():
@@ -218,12 +223,15 @@ class AtRest:
     def recordings(self, rows: Ints) -> list[Recording]:
         """Return name, source and labels of rows."""
         keys = ["recording", "uri", "stamp", "size_bytes", "offset", "row", "column"]
-        found = self._take([*keys, *self.labels], rows)
+        found = self._take([*keys, "inside", *self.labels], rows)
+        # One text for all members of a container.
+        inside: dict[str | None, str | None] = {}
         return [
             Recording(
                 row["recording"],
                 Source(*(row[key] for key in keys[1:])),
                 {schema.label_of(title): row[title] for title in self.labels},
+                inside.setdefault(row["inside"], row["inside"]),
             )
             for row in found
         ]

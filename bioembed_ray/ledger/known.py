@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
-from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs.listing import Recording
 from bioembed_ray.outcomes import Failure, SpanOutcome
@@ -72,15 +71,3 @@ class Known:
         for (_, shard), outcome in self.outcomes.items():
             worst[shard] = max(worst.get(shard, 0), outcome.n_nonfinite)
         return sum(worst.values())
-
-    @property
-    def status(self) -> str:
-        """Return embedded, partial, failed or pending."""
-        if self.failure is not None:
-            return "pending" if self.failure.reason.is_transient else "failed"
-        if self.n_decoded is None:
-            return "pending"
-        total = sum((outcome.coverage for outcome in self.outcomes.values()), Coverage())
-        if not total.failed and total.total:
-            return "embedded"
-        return "partial" if total.embedded + total.padded else "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from typing import Any
 
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from bioembed_ray.inputs.listing import Recording, Source
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.known import Known, Piece
 from bioembed_ray.ledger.ledger import Ledger
+from bioembed_ray.ledger.states import state_of
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.segments import Span, cut_gaps, span_stamp
 
@@ -61,12 +63,12 @@ def pieces(draw: Any) -> list[Piece]:
 @st.composite
 def ledgers(draw: Any) -> Ledger:
     """A ledger as runs leave it, some recordings unreadable, unplaced or done in part."""
-    ledger = Ledger()
+    ledger = Ledger(wanted=draw(st.lists(st.sampled_from(DATASETS), unique=True)))
     for number in range(draw(st.integers(0, 6))):
         name = f"ä/{number}.wav"
         place = draw(st.sampled_from([(0, None, None), (512, None, None), (0, 7, "audio.bytes")]))
         source = Source(f"/archive/{name}", f"etag-{number}", draw(st.integers(0, 10**10)), *place)
-        entry = Known(Recording(name, source))
+        entry = Known(Recording(name, source, inside=draw(st.sampled_from([None, "{}", "{1}"]))))
         if draw(st.integers(0, 4)) == 0:
             reason = draw(st.sampled_from([Reason.STORAGE, Reason.UNSUPPORTED]))
             entry.failure = Failure(name, reason, "made up")
@@ -130,10 +132,12 @@ def same(resting: Ledger, objects: Ledger) -> None:
         (e.header.n_samples or 0, e.header.rate_hz) for e in objects.known.values() if e.header
     )
     assert resting.in_pieces() == [n for n, e in objects.known.items() if len(e.pieces) > 1]
-    states: dict[str, int] = {}
-    for entry in objects.known.values():
-        states[entry.status] = states.get(entry.status, 0) + 1
-    assert dict(resting.states()) == states
+    for wanted in ([], DATASETS[:1], DATASETS, [Dataset("embeddings", "beats", "new")]):
+        states = Counter(state_of(entry, wanted) for entry in objects.known.values())
+        before = resting.wanted
+        resting.want(wanted)
+        assert resting.states() == states
+        resting.wanted = before
     for dataset in DATASETS:
         for channels in ("mix", "each"):
             sums = summary.dataset_seconds(resting, dataset, channels)

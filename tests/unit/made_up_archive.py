@@ -15,7 +15,10 @@ from bioembed_ray.config import Job
 from bioembed_ray.coverage import Coverage
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.errors import Reason
+from bioembed_ray.inputs.inside import Opened, as_opened
+from bioembed_ray.inputs.left_out import LeftOut
 from bioembed_ray.inputs.listing import Container, Recording, Source
+from bioembed_ray.inputs.manifest import Label
 from bioembed_ray.inventory import Probed
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
@@ -39,6 +42,7 @@ class Archive:
         self.opened: list[str] = []
         self.silent: set[str] = set()
         self.inside: dict[str, list[str]] = {}
+        self.beside: dict[str, dict[str, Label]] = {}
 
     def add(self, name: str, header: Header | Reason | None = None, body: str = "") -> None:
         path = self.input / name
@@ -57,15 +61,16 @@ class Archive:
             else:
                 yield Probed(recording.name, found, Metadata())
 
-    def members(self, containers: list[Container]) -> Iterable[Recording]:
+    def members(self, containers: list[Container]) -> Iterable[Opened]:
         for container in containers:
             self.opened.append(container.name)
+            found = []
             for number, member in enumerate(self.inside.get(container.name, [])):
                 name = f"{container.name}/{member}"
                 self.headers[name] = header_of(16_000 * 60)
-                yield Recording(
-                    name, Source(container.uri, container.stamp, 10, 512 * (number + 1))
-                )
+                source = Source(container.uri, container.stamp, 10, 512 * (number + 1))
+                found.append((member, Recording(name, source, self.beside.get(name, {}))))
+            yield as_opened(container, found, LeftOut())
 
     def job(self, **values: Any) -> Job:
         values.setdefault("input", {})

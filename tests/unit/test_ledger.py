@@ -11,7 +11,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from bioembed_ray import schema
+from bioembed_ray import schema, summary
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
@@ -19,6 +19,7 @@ from bioembed_ray.errors import Reason
 from bioembed_ray.inputs.listing import Recording
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
+from bioembed_ray.ledger.states import state_of
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.segments import Shard, Span
 from tests.unit.references import header_of, source_named
@@ -83,12 +84,15 @@ def test_decoded_samples_are_known_once_every_piece_was_read(ledger: Ledger) -> 
     for shard in (first, second):
         ledger.assign(shard)
     entry = ledger.known["a.wav"]
-    assert (entry.n_decoded, entry.status) == (None, "pending")
+    assert (entry.n_decoded, state_of(entry, [BEATS])) == (None, "pending")
     ledger.absorb(outcome(BEATS, first))
     ledger.absorb(outcome(HUBERT, first))
-    assert (entry.n_decoded, entry.status) == (None, "pending")
+    assert (entry.n_decoded, state_of(entry, [BEATS])) == (None, "pending")
     ledger.absorb(outcome(BEATS, second))
-    assert (entry.n_decoded, entry.status) == (1000, "embedded")
+    assert (entry.n_decoded, state_of(entry, [BEATS])) == (1000, "embedded")
+    # Of another encoder's windows the second piece has none.
+    assert state_of(entry, [BEATS, HUBERT]) == state_of(entry, [HUBERT]) == "pending"
+    assert state_of(entry, []) == "pending"
 
 
 @pytest.mark.parametrize(
@@ -109,16 +113,77 @@ def test_status_says_what_became_of_the_samples(
     shard = Shard((span("a.wav"),))
     ledger.assign(shard)
     ledger.absorb(outcome(BEATS, shard, coverage))
-    assert ledger.known["a.wav"].status == status
+    assert state_of(ledger.known["a.wav"], [BEATS]) == status
+
+
+def read_back(folder: Path) -> list[tuple[str, str | None]]:
+    """Return (status, reason) of every recording, as DuckDB reads them."""
+    table = f"'{folder}/{ledger_file.RECORDINGS_KEY}'"
+    return duckdb.sql(f"SELECT status, reason FROM {table} ORDER BY recording").fetchall()
+
+
+def test_a_recording_that_a_new_version_mended_is_whole(ledger: Ledger, tmp_path: Path) -> None:
+    shards = [Shard((span(name),)) for name in ledger.known]
+    bad = Failure("a.wav", Reason.NONFINITE_VECTOR, "NaN", encoder="beats", version="v1")
+    mended = replace(BEATS, version="v2")
+    for shard in shards:
+        ledger.assign(shard)
+        is_bad = shard.spans[0].recording == "a.wav"
+        partly = Coverage(embedded=600, failed=400) if is_bad else None
+        ledger.absorb(outcome(BEATS, shard, partly, *([bad] if is_bad else [])))
+    ledger.want([BEATS])
+    ledger_file.save(str(tmp_path), ledger)
+    assert read_back(tmp_path) == [
+        ("partial", "nonfinite_vector"),
+        ("embedded", None),
+        ("embedded", None),
+    ]
+    # The new version is wanted and not there yet; rows that rest are judged like objects.
+    resting = ledger_file.load(str(tmp_path))
+    assert resting is not None
+    assert resting.wanted == (BEATS,)
+    assert resting.states() == {"partial": 1, "embedded": 2}
+    assert summary.reasons(resting) == {"nonfinite_vector": 1}
+    resting.want([mended])
+    assert resting.states() == {"pending": 3}
+    ledger_file.save(str(tmp_path), resting)
+    assert resting.known.active == {}
+    assert read_back(tmp_path) == [("pending", None)] * 3
+    found = ledger_file.load(str(tmp_path))
+    assert found is not None
+    for shard in shards:
+        found.absorb(outcome(mended, shard))
+    ledger_file.save(str(tmp_path), found)
+    assert read_back(tmp_path) == [("embedded", None)] * 3
+    assert (found.states(), summary.reasons(found)) == ({"embedded": 3}, {})
+    # What became of the old version is kept beside it.
+    assert [failure.version for failure in found.failures] == ["v1"]
+    again = ledger_file.load(str(tmp_path))
+    assert again is not None
+    again.want([BEATS])
+    assert again.states() == {"partial": 1, "embedded": 2}
+
+
+def test_a_recording_that_one_of_two_encoders_failed_on_is_partly_there(ledger: Ledger) -> None:
+    shard = Shard((span("a.wav"),))
+    ledger.assign(shard)
+    ledger.absorb(outcome(BEATS, shard, Coverage(failed=1000)))
+    ledger.absorb(outcome(HUBERT, shard))
+    # Frames and tokens come of the same samples.
+    ledger.absorb(outcome(HUBERT_FRAMES, shard, Coverage(failed=1000)))
+    entry = ledger.known["a.wav"]
+    assert state_of(entry, [BEATS]) == "failed"
+    assert state_of(entry, [HUBERT, HUBERT_FRAMES]) == "embedded"
+    assert state_of(entry, [BEATS, HUBERT]) == "partial"
 
 
 def test_a_recording_that_never_opened_failed_or_waits(ledger: Ledger) -> None:
     entry = ledger.known["a.wav"]
     entry.header = None
     entry.failure = Failure("a.wav", Reason.UNSUPPORTED, "no")
-    assert entry.status == "failed"
+    assert state_of(entry, [BEATS]) == "failed"
     entry.failure = Failure("a.wav", Reason.STORAGE, "no")
-    assert entry.status == "pending"
+    assert state_of(entry, [BEATS]) == "pending"
     assert [failure.recording for failure in ledger.all_failures()] == ["a.wav"]
 
 
@@ -349,7 +414,7 @@ def test_recordings_are_written_again_only_where_something_is_another(
         {"a.wav": known("a.wav", site="a.wav").recording, "b.wav": changed.get(change, one)}
     )
     if change == "look":
-        assert found.known["a.wav"].status == "pending"
+        assert state_of(found.known["a.wav"], [BEATS]) == "pending"
     ledger_file.save(str(tmp_path), found)
     assert (path.stat().st_mtime_ns == before) == (change == "nothing")
     again = ledger_file.load(str(tmp_path))

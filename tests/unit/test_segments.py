@@ -127,6 +127,18 @@ def test_gaps_between_pieces_of_older_shards_are_found() -> None:
     assert cut_gaps(bounds, [(0, None)]) == []
 
 
+def test_two_gaps_of_a_recording_never_share_a_shard() -> None:
+    """What became of a recording in a shard is accounted for under its name."""
+    gaps: list[tuple[int, int | None]] = [(0, 100), (200, 300), (300, None)]
+    other = ("b.wav", source_named("b.wav"), header_of(1000), [(0, None)])
+    loose = [("a.wav", source_named("a.wav"), header_of(1000), gaps), other]
+    found = list(form_shards(loose, CUTTING))
+    assert [[(s.recording, s.start, s.stop) for s in shard.spans] for shard in found] == [
+        [("a.wav", 0, 100)],
+        [("a.wav", 200, None), ("b.wav", 0, None)],
+    ]
+
+
 SPAN = Span("a.wav", source_named("a.wav"), header_of(1000), 0, None)
 
 
