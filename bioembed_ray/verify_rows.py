@@ -101,7 +101,7 @@ def _hears_window(
         return not inside
     if rule["embeds"]:
         last = min(Fraction(stop), end)
-        lost = sum(min(high, last) - max(low, start) for low, high in inside)
+        lost = sum(min(high, last) - max(low, Fraction(start)) for low, high in inside)
         return bool(lost < last - start)
     stride, centre = rule["frames_stride"], rule["frames_receptive"] // 2
     first = max(0, -(-(start - centre) // stride)) * stride
