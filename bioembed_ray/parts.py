@@ -242,7 +242,7 @@ def read_table(entry: storage.ObjectInfo) -> pa.Table:
     Raises:
         StorageError: reading failed.
     """
-    return pq.read_table(io.BytesIO(storage.read(entry.uri)))
+    return pq.read_table(pa.BufferReader(storage.read(entry.uri)))
 
 
 def read_metadata(entry: storage.ObjectInfo) -> dict[str, str]:

@@ -20,7 +20,7 @@ class Store:
     """Stands between the package and its store, and kills the run at the n-th write.
 
     Attributes:
-        left: Steps to live, two for each write; None lives for ever.
+        left: One more than the writes to live through; None lives for ever.
         is_dead: Whether the run was killed.
         counts: Of what the run did, by whoever counts.
         encoded: Spans that the run encoded, by whoever notes them.
@@ -46,7 +46,7 @@ class Store:
                 if self.is_dead:
                     raise Killed
                 left = self.left = None if self.left is None else self.left - 1
-                # Even counts die before the write, odd ones after it.
+                # Before the first write, or as soon as the last one took effect.
                 self.is_dead = left == 0
                 if self.is_dead:
                     raise Killed
