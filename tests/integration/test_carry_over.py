@@ -18,8 +18,9 @@ import pytest
 import soundfile
 import yaml
 
-from bioembed_ray import cluster, run
+from bioembed_ray import cluster, run, storage
 from bioembed_ray.codebooks import fit as codebook_fit
+from bioembed_ray.errors import BrokenOutput, StorageError
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.report_text import describe_result
 from bioembed_ray.run import Result, run_job
@@ -356,6 +357,53 @@ def test_an_update_killed_at_any_write_ends_as_one_that_nobody_disturbed(
         assert list(verify(str(output))) == []
         shutil.rmtree(output)
     assert n_kills > (12 if is_ledger_lost else 40)
+
+
+def test_a_store_that_refuses_ends_the_run_with_one_line_and_the_next_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(lab)
+    lab.remove("0.wav", "4.wav")
+    n_put = 0
+    put = storage.put
+
+    def full(uri: str, body: bytes) -> None:
+        nonlocal n_put
+        if uri.endswith(".parquet") and "version=" in uri:
+            n_put += 1
+            if n_put > 3:
+                raise StorageError(f"{uri}: no space left")
+        put(uri, body)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "put", full)
+        with pytest.raises(StorageError, match="no space left; what was put stays, run again"):
+            lab.run()
+    assert not (lab.output / "lease.json").exists()
+    result = lab.run()
+    n_parts = 2 * len(partitions(lab.output))
+    assert (result.exit_code, lab.encoded, result.tally.n_carried) == (0, [], n_parts - 3)
+    assert list(verify(str(lab.output))) == []
+
+
+def test_a_part_that_cannot_be_read_is_named_and_encoded_once_it_is_deleted(lab: Lab) -> None:
+    small(lab)
+    lab.remove("0.wav")
+    shard = oracles.recordings(lab.output)["1.wav"]["spans"][0]["shard"]
+    [path] = lab.output.glob(f"embeddings/encoder=t/*/{shard}.parquet")
+    body = bytearray(path.read_bytes())
+    # Its footer still says what it held.
+    body[4:400] = bytes(396)
+    path.write_bytes(body)
+    with pytest.raises(BrokenOutput) as caught:
+        lab.run()
+    text = str(caught.value)
+    assert text.startswith(f"{path}: cannot be read (") and "\n" not in text
+    assert text.endswith("); delete it and run again")
+    path.unlink()
+    result = lab.run()
+    assert (result.exit_code, set(lab.encoded)) == (0, {"1.wav", "2.wav"})
+    assert list(verify(str(lab.output))) == []
 
 
 def test_frames_kept_for_a_fit_are_carried_over(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
