@@ -27,6 +27,7 @@ from bioembed_ray.run import Result, run_job
 from bioembed_ray.verify import verify
 from tests import oracles
 from tests.commands import bioembed, environment, tiny_encoder
+from tests.conftest import Bucket
 from tests.deadly import Killed, Store
 from tests.tiny import RATE_HZ, torchscript
 from tests.unit.transformers_fixtures import speech_folder
@@ -71,7 +72,7 @@ class Lab:
         sound = 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE_HZ))
         soundfile.write(self.source / name, sound, RATE_HZ, subtype="FLOAT")
 
-    def run(self, output: Path | None = None, **changed: Any) -> Result:
+    def run(self, output: Path | str | None = None, **changed: Any) -> Result:
         self.encoded.clear()
         raw = {**self.raw, "output": str(output or self.output), **changed}
         return run_job(parse_job(raw, "test"), lambda text: None)
@@ -357,6 +358,30 @@ def test_an_update_killed_at_any_write_ends_as_one_that_nobody_disturbed(
         assert list(verify(str(output))) == []
         shutil.rmtree(output)
     assert n_kills > (12 if is_ledger_lost else 40)
+
+
+def test_rows_move_on_an_object_store(lab: Lab, s3: Bucket) -> None:
+    for number in range(40):
+        lab.write(f"{number:02d}.wav", number, seconds=5)
+    output = f"{s3.uri}/out"
+    assert lab.run(output).exit_code == 0
+    gone = {f"{number:02d}.wav" for number in (0, 20, 21)}
+    before = rows(fetched(s3, lab.folder / "first"), {p.name for p in lab.source.iterdir()} - gone)
+    lab.remove(*gone)
+    result = lab.run(output)
+    assert (result.exit_code, lab.encoded) == (0, [])
+    assert result.tally.n_carried >= len(before)
+    assert_same_rows(rows(fetched(s3, lab.folder / "second")), before)
+    assert list(verify(output)) == []
+
+
+def fetched(bucket: Bucket, folder: Path) -> Path:
+    """Return a local copy of the output in a bucket."""
+    for key in bucket.listing():
+        path = folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bucket.get(key))
+    return folder / "out"
 
 
 def test_a_store_that_refuses_ends_the_run_with_one_line_and_the_next_goes_on(
