@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bioembed_ray.config import EncoderConfig, RandomWeights
-from bioembed_ray.encoders.base import Facts
+from bioembed_ray.config import EncoderConfig, Job, RandomWeights
+from bioembed_ray.encoders.base import Facts, shortest_window
 from bioembed_ray.encoders.weights import Checkpoint
 from bioembed_ray.windows import WindowRule
 
@@ -116,6 +116,25 @@ class PlannedEncoder:
     def all_datasets(self) -> tuple[Dataset, ...]:
         """The same, and the frames that are kept while a codebook is fitted."""
         return tuple(dataset for output in self.outputs for dataset in output.all_datasets)
+
+
+def placement(encoder: PlannedEncoder, job: Job) -> dict[str, Any]:
+    """Return what decides where rows lie, as plain values: enough to check a part without the job."""
+    grid = encoder.facts.grid
+    return {
+        "rate_hz": encoder.facts.rate_hz,
+        **asdict(encoder.rule),
+        "time_expansion": job.input.time_expansion,
+        "channels": job.input.channels,
+        "frames_stride": None if grid is None else grid.stride,
+        "frames_receptive": None if grid is None else grid.receptive,
+        "frames_per_step": None if grid is None else grid.per_step,
+        "frames_block_s": None if grid is None else grid.block_s,
+        "frames_context_s": None if grid is None else grid.context_s,
+        "frames_joins_tail": None if grid is None else grid.joins_tail,
+        "embeds": encoder.facts.embeds,
+        "shortest": shortest_window(encoder.facts),
+    }
 
 
 def dataset_of(table: str, name: str, content: dict[str, Any]) -> Dataset:

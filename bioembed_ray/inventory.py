@@ -19,11 +19,7 @@ from bioembed_ray.inputs.left_out import Kind, LeftOut
 from bioembed_ray.inputs.listing import Container, Listing, Recording, unique
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, PartOutcome
-from bioembed_ray.segments import (
-    cut_gaps,
-    shard_id,
-    span_stamp,
-)
+from bioembed_ray.segments import cut_gaps, id_of_json, span_stamp
 from bioembed_ray.storage import ABSENT
 from bioembed_ray.store.watch import StoreWatch
 from bioembed_ray.versions import READER_VERSION
@@ -119,7 +115,7 @@ def _is_out_of_reach(listing: Listing, recording: Recording) -> bool:
 
 
 def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Changes:
-    """Drop changed and removed recordings from the ledger, and dissolve their shards.
+    """Drop changed and removed recordings from the ledger; their shards go on without them.
 
     Raises:
         ConfigError: so many are gone that the input is probably another one.
@@ -141,11 +137,7 @@ def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Chang
             f"(first: {min(lost)}), and their rows would go; use another output, or set "
             f"max_removed_fraction: 1"
         )
-    known.wake(removed + changed)
-    gone = {piece.shard for name in removed + changed for piece in known[name].pieces}
-    ledger.dissolve(gone)
-    for name in removed + changed:
-        del known[name]
+    ledger.leave(removed + changed)
     known.follow(recordings)
     new = frozenset(known.absent(list(recordings))).difference(changed)
     return Changes(len(new), len(changed), len(removed), new, frozenset(changed))
@@ -211,19 +203,23 @@ def read_outcomes(
 def recover(ledger: Ledger, read: list[tuple[PartOutcome, list[dict[str, Any]]]]) -> None:
     """Enter the shards of standing parts in a ledger that was lost.
 
-    A shard is taken where its recordings are still what they were and nobody else has them:
-    parts of a dissolved shard may stand beside those of its successor.
+    Of a shard those recordings are taken that are still what they were and that nobody else has:
+    some may have changed or gone since, and parts of a shard that recordings left may stand beside
+    those of its successor. What is taken of a part can be carried over from it.
     """
     shards = {outcome.shard: spans for outcome, spans in read}
-    for shard in sorted(shards):
+    # Whole ones first, so that a successor stands as it is.
+    whole = {shard for shard, spans in shards.items() if all(_fits(ledger, span) for span in spans)}
+    for shard in sorted(shards, key=lambda shard: (shard not in whole, shard)):
         spans = shards[shard]
-        if not all(_fits(ledger, span) for span in spans):
+        if shard != id_of_json(spans):
             continue
-        if shard != shard_id((s["recording"], s["stamp"], s["start"], s["stop"]) for s in spans):
-            continue
-        for span in spans:
+        gone = {span["recording"] for span in spans if not _fits(ledger, span)}
+        kept = [span for span in spans if span["recording"] not in gone]
+        name = id_of_json(kept)
+        for span in kept:
             pieces = ledger.known[span["recording"]].pieces
-            pieces.append(Piece(shard, span["start"], span["stop"]))
+            pieces.append(Piece(name, span["start"], span["stop"]))
             pieces.sort(key=lambda piece: piece.start)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import schema, storage
 from bioembed_ray.config import Job
-from bioembed_ray.datasets import Dataset, PlannedEncoder
-from bioembed_ray.encoders.base import shortest_window
+from bioembed_ray.datasets import Dataset, PlannedEncoder, placement
 from bioembed_ray.errors import BrokenOutput, NotFoundError, Reason, RecordingError
 from bioembed_ray.outcomes import Failure, PartOutcome, outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Shard, span_to_json
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from bioembed_ray.frames import Frames
 
 FOOTER_BYTES = 1 << 16
+# What begins the keys of a part's metadata.
+OWN = "bioembed."
 
 
 def part_uri(output: str, dataset: Dataset, shard: str) -> str:
@@ -192,7 +193,7 @@ def part_bytes(
     table: pa.Table, encoder: PlannedEncoder, shard: Shard, outcome: PartOutcome, job: Job
 ) -> bytes:
     """Return the whole Parquet file of a part; the same content gives the same bytes."""
-    facts: dict[str, Any] = {
+    facts = {
         "encoder": outcome.dataset.encoder,
         "version": outcome.dataset.version,
         "shard": outcome.shard,
@@ -202,7 +203,12 @@ def part_bytes(
         "spans": json.dumps([span_to_json(span) for span in shard.spans]),
         "outcome": json.dumps(outcome_to_json(outcome)),
     }
-    metadata = {f"bioembed.{key}": value for key, value in facts.items()}
+    return file_bytes(table, facts)
+
+
+def file_bytes(table: pa.Table, facts: dict[str, str]) -> bytes:
+    """Return a part's rows, and what is said of them, as a Parquet file."""
+    metadata = {f"{OWN}{key}": value for key, value in facts.items()}
     table = table.replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -216,25 +222,6 @@ def part_bytes(
         ],
     )
     return bytes(sink.getvalue())
-
-
-def placement(encoder: PlannedEncoder, job: Job) -> dict[str, Any]:
-    """Return what decides where rows lie, as plain values: enough to check a part without the job."""
-    grid = encoder.facts.grid
-    return {
-        "rate_hz": encoder.facts.rate_hz,
-        **asdict(encoder.rule),
-        "time_expansion": job.input.time_expansion,
-        "channels": job.input.channels,
-        "frames_stride": None if grid is None else grid.stride,
-        "frames_receptive": None if grid is None else grid.receptive,
-        "frames_per_step": None if grid is None else grid.per_step,
-        "frames_block_s": None if grid is None else grid.block_s,
-        "frames_context_s": None if grid is None else grid.context_s,
-        "frames_joins_tail": None if grid is None else grid.joins_tail,
-        "embeds": encoder.facts.embeds,
-        "shortest": shortest_window(encoder.facts),
-    }
 
 
 def weights_stamp(encoder: PlannedEncoder) -> str:
@@ -255,7 +242,7 @@ def read_table(entry: storage.ObjectInfo) -> pa.Table:
     Raises:
         StorageError: reading failed.
     """
-    return pq.read_table(io.BytesIO(storage.read(entry.uri)))
+    return pq.read_table(pa.BufferReader(storage.read(entry.uri)))
 
 
 def read_metadata(entry: storage.ObjectInfo) -> dict[str, str]:
@@ -275,15 +262,24 @@ def read_metadata(entry: storage.ObjectInfo) -> dict[str, str]:
     try:
         # A footer alone is a valid Parquet file to the metadata reader.
         whole = pq.read_metadata(io.BytesIO(b"PAR1" + tail[-footer:]))
-        found = whole.schema.to_arrow_schema().metadata
+        found = whole.schema.to_arrow_schema()
     except (pa.ArrowInvalid, OSError):
         raise BrokenOutput(
             f"{entry.uri}: not a whole Parquet file; delete it and run again"
         ) from None
+    return metadata_of(entry, found)
+
+
+def metadata_of(entry: storage.ObjectInfo, found: pa.Schema) -> dict[str, str]:
+    """Return a part's own metadata from its schema.
+
+    Raises:
+        BrokenOutput: not one of ours.
+    """
     metadata = {
-        key.decode().removeprefix("bioembed."): value.decode()
-        for key, value in (found or {}).items()
-        if key.startswith(b"bioembed.")
+        key.decode().removeprefix(OWN): value.decode()
+        for key, value in (found.metadata or {}).items()
+        if key.startswith(OWN.encode())
     }
     if "outcome" not in metadata:
         raise BrokenOutput(f"{entry.uri}: not written by bioembed; move it out of the output")

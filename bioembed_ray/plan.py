@@ -5,10 +5,11 @@ Nothing here writes. Reading headers is handed in as a function, since it runs o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from bioembed_ray import parts, storage
+from bioembed_ray.carry import Carry, find_carries
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.errors import ConfigError, InputError, NoBucketError, NotFoundError
@@ -69,7 +70,8 @@ class Plan:
         encoders: Settled encoders.
         ledger: What is known, the new shards entered.
         shards: Every shard wanted.
-        todo: Shards with missing parts, longest first.
+        todo: Shards with missing parts that have to be encoded, longest first.
+        carries: Missing parts whose rows stand in parts of shards that are wanted no more.
         superseded: Parts of shards that are wanted no more.
         listing: What the input holds.
         changes: New, changed and removed recordings, against the ledger.
@@ -84,6 +86,7 @@ class Plan:
     listing: Listing
     shards: Mapping[str, Shard] = field(default_factory=dict)
     todo: list[Work] = field(default_factory=list)
+    carries: list[Carry] = field(default_factory=list)
     superseded: dict[Dataset, list[storage.ObjectInfo]] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
     notes: list[str] = field(default_factory=list)
@@ -95,11 +98,27 @@ class Plan:
         """All partitions wanted."""
         return tuple(dataset for encoder in self.encoders for dataset in encoder.datasets)
 
+    @property
+    def fit_frames(self) -> tuple[Dataset, ...]:
+        """Partitions of frames that stand while codebooks are fitted on them, and not beyond."""
+        found = (output.fit_frames for encoder in self.encoders for output in encoder.outputs)
+        return tuple(dataset for dataset in found if dataset is not None)
+
     def standing(self, dataset: Dataset) -> dict[str, storage.ObjectInfo]:
         """Return shard id -> part of a partition, listed once while nothing is put."""
         if dataset not in self.listed:
             self.listed[dataset] = parts.list_parts(self.job.output, dataset)
         return self.listed[dataset]
+
+    def carries_into(self, datasets: Iterable[Dataset]) -> list[Carry]:
+        """Return which missing parts of partitions can be made of rows that stand."""
+        return [
+            carry
+            for dataset in datasets
+            for carry in find_carries(
+                self.ledger, dataset, self.standing(dataset), self.shards, READER_VERSION
+            )
+        ]
 
 
 def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
@@ -207,11 +226,15 @@ def _form_new_shards(plan: Plan) -> None:
 def _list_work(plan: Plan, standing: dict[Dataset, dict[str, storage.ObjectInfo]]) -> None:
     """Find the missing parts, and those that stand for shards nobody wants any more."""
     outdated = plan.ledger.outdated(READER_VERSION, plan.datasets)
+    found = plan.carries_into(plan.datasets)
+    plan.carries = [carry for carry in found if carry.shard not in outdated]
+    carried = {(carry.dataset, carry.shard) for carry in plan.carries}
     for shard_name in plan.shards:
         missing = tuple(
             dataset
             for dataset in plan.datasets
-            if shard_name not in standing[dataset] or shard_name in outdated
+            if shard_name in outdated
+            or not (shard_name in standing[dataset] or (dataset, shard_name) in carried)
         )
         if missing:
             plan.todo.append(Work(plan.shards[shard_name], missing))

@@ -39,6 +39,13 @@ def describe_plan(
         yield f"left out   {plan.listing.left_out}"
     todo_s = sum(audio_seconds(work) for work in plan.todo)
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
+    if plan.carries:
+        shards = {carry.shard for carry in plan.carries}
+        names = {span.recording for shard in shards for span in plan.shards[shard].spans}
+        yield (
+            f"carry over rows of {len(names)} recordings, neighbours of what changed or was removed, into "
+            f"{len(plan.carries)} new parts; nothing of them is encoded"
+        )
     record = last_record(job.output) if plan.todo else None
     for encoder in plan.encoders:
         yield from _describe_encoder(plan, encoder, record or {})

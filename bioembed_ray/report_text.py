@@ -30,7 +30,13 @@ def describe_result(result: Result) -> Iterator[str]:
         measured = ", ".join(f"{name} {value:.3g}" for name, value in rates(tally).items())
         yield f"rates      {measured} audio seconds per actor second"
     else:
-        yield f"done       nothing to do: all {len(plan.shards)} shards stand"
+        what = "encode" if tally.n_carried else "do"
+        yield f"done       nothing to {what}: all {len(plan.shards)} shards stand"
+    if tally.n_carried:
+        yield (
+            f"carried    {tally.n_carried} parts made of rows that stood, beside what changed or was "
+            f"removed; nothing of them was encoded"
+        )
     yield from describe_coverage(plan.ledger, plan.datasets, plan.job.input.channels)
     yield from describe_failures(plan.ledger)
     if plan.listing.left_out:

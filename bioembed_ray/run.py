@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bioembed_ray import cluster, current, lease, probing, signals, storage, stream, summary
+from bioembed_ray.carry_over import carry_over
 from bioembed_ray.codebooks import wanted
 from bioembed_ray.codebooks.archive import describe_codebooks
 from bioembed_ray.codebooks.standing import name_parts, namings
@@ -24,6 +25,7 @@ from bioembed_ray.progress import Progress
 from bioembed_ray.store import stores
 from bioembed_ray.store.watch import StoreWatch
 from bioembed_ray.summary import Tally
+from bioembed_ray.threads import in_turn
 from bioembed_ray.versions import plan_encoder
 from bioembed_ray.vqvae.wanted import missing_models
 from bioembed_ray.vqvae_training import train_model
@@ -31,6 +33,7 @@ from bioembed_ray.work import Receipt
 
 Goal = Literal["all", "embeddings", "models", "codebooks", "tokens"]
 
+DELETE_THREADS = 16
 # A store that refuses this many parts in a row is full or closed, not flaky.
 MAX_PUT_ERRORS = 3
 
@@ -77,6 +80,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         # The shards are entered before any work: a killed run is taken up with the same ones.
         ledger_file.save(job.output, plan.ledger)
         tally = Tally()
+        carry_over(plan, plan.carries, tally, lost, say)
         _models(plan, tally, lost, say, goal)
         if job.codebooks and goal not in {"embeddings", "models"}:
             _codebooks(plan, tally, lost, say, goal)
@@ -85,6 +89,7 @@ def run_job(job: Job, say: Callable[[str], None], goal: Goal = "all") -> Result:
         _narrow(plan, goal)
         if plan.todo:
             _work(plan, plan.todo, tally, lost, say)
+        if plan.todo or tally.n_carried:
             lost.check()
             ledger_file.save(job.output, plan.ledger)
         return _finish(plan, tally, job.codebooks if goal in {"embeddings", "models"} else ())
@@ -115,6 +120,7 @@ def _models(
         name = one.training.name
         if goal == "codebooks" and name not in fitted_on:
             continue
+        carry_over(plan, plan.carries_into([one.source]), tally, lost, say)
         standing = plan.standing(one.source)
         todo = [Work(plan.shards[s], (one.source,)) for s in one.shards if s not in standing]
         if todo:
@@ -126,11 +132,11 @@ def _models(
         sources = [found[shard] for shard in one.shards if shard in found]
         card = train_model(one.training, sources, one.groups)
         say(f"{name}: {card['verdict']}")
-        for entry in found.values():
-            storage.delete(entry.uri)
+        _delete(found.values())
         plan.listed.pop(one.source, None)
     encoders = (plan_encoder(name, job) for name in job.encoders)
     list_again(plan, tuple(encoder for encoder in encoders if not encoder.is_untrained))
+    carry_over(plan, plan.carries, tally, lost, say)
 
 
 def _codebooks(
@@ -146,6 +152,7 @@ def _codebooks(
     for name, reason in wanted.codebook_reasons(job.output, codebooks, plan.encoders):
         say(f"{name}: {reason}; its current tokens stay until the new ones are complete")
     encoders, missing = wanted.with_tokens(plan.encoders, codebooks)
+    carry_over(plan, plan.carries_into(plan.fit_frames), tally, lost, say)
     if missing:
         # Only here torch is needed: a driver that fits nothing starts in half the time without.
         from bioembed_ray.codebooks.fit import fit_codebook
@@ -164,6 +171,7 @@ def _codebooks(
             say(f"codebook {one.fit.name}: {card['verdict']}")
         encoders, _ = wanted.with_tokens(plan.encoders, codebooks)
     list_again(plan, encoders)
+    carry_over(plan, plan.carries, tally, lost, say)
     if goal == "codebooks":
         return
     todo_names = namings(plan)
@@ -263,11 +271,9 @@ def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
         for dataset in plan.datasets
         if all((dataset, shard) in accounted for shard in plan.shards)
     }
-    for dataset in complete:
-        for entry in plan.superseded.get(dataset, []):
-            storage.delete(entry.uri)
+    _delete(entry for dataset in complete for entry in plan.superseded.get(dataset, ()))
     if len(complete) == len(plan.datasets):
-        _drop_fit_frames(plan)
+        _delete(entry for dataset in plan.fit_frames for entry in plan.standing(dataset).values())
     describe_codebooks(plan, complete, bool(tally.n_parts))
     finished = [encoder for encoder in plan.encoders if set(encoder.datasets) <= complete]
     if plan.shards:
@@ -285,9 +291,6 @@ def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
     return Result(plan, tally, fraction, exit_code)
 
 
-def _drop_fit_frames(plan: Plan) -> None:
-    """Delete the frames that codebooks were fitted on; their tokens stand."""
-    for output in (output for encoder in plan.encoders for output in encoder.outputs):
-        if output.fit_frames is not None:
-            for entry in plan.standing(output.fit_frames).values():
-                storage.delete(entry.uri)
+def _delete(entries: Iterable[storage.ObjectInfo]) -> None:
+    for _ in in_turn(storage.delete, ((entry.uri,) for entry in entries), DELETE_THREADS):
+        pass

@@ -218,3 +218,8 @@ def span_to_json(span: Span) -> dict[str, Any]:
         "start": span.start,
         "stop": span.stop,
     }
+
+
+def id_of_json(spans: Iterable[dict[str, Any]]) -> str:
+    """Return the id of the shard that holds these spans, given as in a part's metadata."""
+    return shard_id((s["recording"], s["stamp"], s["start"], s["stop"]) for s in spans)

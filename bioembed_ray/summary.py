@@ -112,12 +112,9 @@ def _add(sums: Seconds, entry: Known, dataset: Dataset, channels: str) -> None:
             sums.pending += waiting
             sums.total += waiting
             continue
-        found = outcome.coverage
-        sums.embedded += found.embedded / per_second
-        sums.padded += found.padded / per_second
-        sums.skipped += found.skipped / per_second
-        sums.failed += found.failed / per_second
-        sums.total += found.total / per_second
+        for key in ("embedded", "padded", "skipped", "failed", "total"):
+            seconds = getattr(outcome.coverage, key) / per_second
+            setattr(sums, key, getattr(sums, key) + seconds)
         sums.n_rows += outcome.n_rows
 
 
@@ -152,6 +149,7 @@ class Tally:
             and then to encode, counts once.
         n_parts: Parts put.
         n_bytes: Bytes put.
+        n_carried: Parts put from rows that stood; in no other number here.
         seconds: Worker seconds by stage: "decode", "write", each encoder.
         encoder_s: Audio seconds each encoder went through.
         wall_s: From the first shard handed out to the last receipt.
@@ -165,6 +163,7 @@ class Tally:
     done: dict[str, float] = field(default_factory=dict)
     n_parts: int = 0
     n_bytes: int = 0
+    n_carried: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     encoder_s: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
@@ -264,6 +263,7 @@ def write_record(plan: Plan, tally: Tally, run_id: str, exit_code: int) -> None:
         "shards_by_node": dict(tally.nodes),
         "parts": tally.n_parts,
         "bytes": tally.n_bytes,
+        "parts_carried_over": tally.n_carried,
         "audio_s": tally.audio_s,
         "wall_s": tally.wall_s,
         "worker_s": dict(tally.seconds),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,21 @@ def spread(function: Any, entries: Sequence[Any], size: int) -> Iterator[Any]:
         yield from function(entries[first : first + size])
 
 
+def without_clusters(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """Take Ray out of runs in this process, fits of codebooks included; see `without_ray`."""
+    counts = without_ray(patch)
+    patch.setattr(tasks, "spread", spread)
+    patch.setattr(codebook_fit, "connect", lambda: None)
+    patch.setattr(codebook_fit, "call_each", itertools.starmap)
+    patch.setattr(codebook_fit, "cluster_resources", lambda: {"CPU": 1.0})
+    patch.setattr(codebook_fit, "ActorPool", Here)
+    return counts
+
+
 def drive(raw: dict[str, Any], hub_url: str, cache: Path) -> Result:
     """Run a job here, with weights from a hub."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         point_at(patch, hub_url, cache)
-        without_ray(patch)
-        patch.setattr(tasks, "spread", spread)
-        patch.setattr(codebook_fit, "connect", lambda: None)
-        patch.setattr(codebook_fit, "call_each", itertools.starmap)
-        patch.setattr(codebook_fit, "cluster_resources", lambda: {"CPU": 1.0})
-        patch.setattr(codebook_fit, "ActorPool", Here)
+        without_clusters(patch)
         return run_job(parse_job(raw, "test"), lambda text: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
 from bioembed_ray.codebooks.card import CARD_KEY, card_bytes, read_card, usage, verdict
-from bioembed_ray.current import read_current
-from bioembed_ray.datasets import Dataset, Tokens
+from bioembed_ray.datasets import Dataset, Tokens, digest
 from bioembed_ray.errors import NotFoundError
 from bioembed_ray.plan import Plan
 
@@ -26,14 +25,16 @@ def describe_codebooks(plan: Plan, complete: set[Dataset], is_changed: bool) -> 
     Args:
         plan: What is wanted.
         complete: What stands whole; other codebooks wait.
-        is_changed: Whether the run put anything.
+        is_changed: Whether the run encoded anything; shards that others put are noticed without.
     """
-    found = [t for e in plan.encoders for output in e.outputs for t in output.tokens]
-    # A run that was killed after its last part leaves the next one nothing to put but this.
-    known = read_current(plan.job.output).get("codebooks", {}) if found and not is_changed else {}
-    for tokens in found:
-        is_known = known.get(tokens.name, {}).get("tokens") == tokens.dataset.version
-        if tokens.dataset in complete and not is_known:
+    shards = digest({"shards": sorted(plan.shards)})
+    for tokens in (t for e in plan.encoders for output in e.outputs for t in output.tokens):
+        if tokens.dataset not in complete:
+            continue
+        # A run that was killed after its last put or delete leaves the next one nothing but this.
+        known = read_card(tokens.folder).get("archive", {})
+        is_known = (known.get("tokens"), known.get("shards")) == (tokens.dataset.version, shards)
+        if is_changed or not is_known:
             describe_archive(plan.job.output, tokens)
 
 
@@ -47,12 +48,19 @@ def describe_archive(output: str, tokens: Tokens) -> str:
     n_codes = int(card["clusters"])
     counts = np.zeros(n_codes, np.int64)
     n_gaps = 0
-    for found, gaps in _counted(output, tokens, n_codes):
+    standing = parts.list_parts(output, tokens.dataset)
+    for found, gaps in _counted(standing.values(), n_codes):
         counts += found
         n_gaps += gaps
     figures = usage(counts)
     text = verdict(figures)
-    archive = {"tokens": tokens.dataset.version, "gaps": n_gaps, "verdict": text, **figures}
+    archive = {
+        "tokens": tokens.dataset.version,
+        "shards": digest({"shards": sorted(standing)}),
+        "gaps": n_gaps,
+        "verdict": text,
+        **figures,
+    }
     if card.get("archive") != archive:
         body = card_bytes({**card, "archive": archive})
         storage.put(storage.join(tokens.folder, CARD_KEY), body)
@@ -60,7 +68,7 @@ def describe_archive(output: str, tokens: Tokens) -> str:
 
 
 def _counted(
-    output: str, tokens: Tokens, n_codes: int
+    entries: Iterable[storage.ObjectInfo], n_codes: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
     def count(entry: storage.ObjectInfo) -> tuple[npt.NDArray[np.int64], int]:
         try:
@@ -73,4 +81,4 @@ def _counted(
         return np.bincount(ids, minlength=n_codes), flat.null_count
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        yield from pool.map(count, parts.list_parts(output, tokens.dataset).values())
+        yield from pool.map(count, entries)

@@ -7,8 +7,8 @@ caches: the parts' own metadata, with the listing of the input, say the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from bioembed_ray.ledger.entries import Entries, Shards
 from bioembed_ray.ledger.known import Known, Piece
 from bioembed_ray.ledger.states import STATES, state_of, states_of
 from bioembed_ray.outcomes import Failure, PartOutcome
-from bioembed_ray.segments import Shard, Span
+from bioembed_ray.segments import Shard, Span, shard_id, span_stamp
 
 __all__ = ["Known", "Ledger", "Piece", "SpanColumns"]
 
@@ -89,17 +89,31 @@ class Ledger:
             pieces.append(Piece(name, span.start, span.stop))
             pieces.sort(key=lambda piece: piece.start)
 
-    def dissolve(self, shards: set[str]) -> None:
-        """Forget shards: their pieces, outcomes and failures."""
-        if shards:
-            self.known.wake_shards(shards)
-        for entry in self.known.active.values():
-            if any(piece.shard in shards for piece in entry.pieces):
-                entry.pieces = [piece for piece in entry.pieces if piece.shard not in shards]
-                entry.outcomes = {
-                    key: outcome for key, outcome in entry.outcomes.items() if key[1] not in shards
-                }
-        self.failures = [failure for failure in self.failures if failure.shard not in shards]
+    def leave(self, gone: Collection[str]) -> None:
+        """Drop recordings; what else lies in their shards forms shards of its own, not accounted for yet."""
+        self.known.wake(gone)
+        left = {piece.shard for name in gone for piece in self.known[name].pieces}
+        self.known.wake_shards(left)
+        for name in gone:
+            del self.known[name]
+        stay = [
+            (name, entry)
+            for name, entry in sorted(self.known.active.items())
+            if any(piece.shard in left for piece in entry.pieces)
+        ]
+        spans: dict[str, list[tuple[str, str, int, int | None]]] = {}
+        for name, entry in stay:
+            stamp = span_stamp(entry.recording.source)
+            for piece in entry.pieces:
+                if piece.shard in left:
+                    spans.setdefault(piece.shard, []).append((name, stamp, piece.start, piece.stop))
+        ids = {shard: shard_id(found) for shard, found in spans.items()}
+        for _, entry in stay:
+            entry.pieces = [replace(p, shard=ids.get(p.shard, p.shard)) for p in entry.pieces]
+            entry.outcomes = {
+                key: outcome for key, outcome in entry.outcomes.items() if key[1] not in left
+            }
+        self.failures = [failure for failure in self.failures if failure.shard not in left]
 
     def absorb(self, outcome: PartOutcome) -> None:
         """Enter what became of a shard in one dataset, in place of what was there."""

@@ -70,22 +70,25 @@ def embedded(folder: Path) -> Archive:
 
 
 @pytest.mark.ray
-def test_recordings_added_form_a_shard_of_their_own_and_a_changed_one_dissolves_its_shard(
+def test_only_recordings_added_and_changed_are_encoded_and_neighbours_are_carried_over(
     ray_cluster: None, tmp_path: Path
 ) -> None:
     archive = embedded(tmp_path)
-    stood = oracles.parts(archive.output)
+    stood, rows = oracles.parts(archive.output), oracles.windows(archive.output, "energy")
     for number in range(6, 9):
         archive.write(f"{number}.wav", number)
-    # One more, in the same run: its shard of three is formed anew.
+    # One more, in the same run: the other two of its shard stay what they are.
     archive.write("0.wav", 100)
     result = archive.run()
     assert result.exit_code == 0
     assert (result.plan.changes.n_new, result.plan.changes.n_changed) == (3, 1)
-    assert result.tally.audio_s == 60.0
+    assert (result.tally.audio_s, result.tally.n_carried) == (40.0, 1)
     now = oracles.parts(archive.output)
     [untouched] = stood.keys() & now.keys()
     assert now[untouched] == stood[untouched]
+    kept = {key: vector for key, vector in rows.items() if key[0] != "0.wav"}
+    now_rows = oracles.windows(archive.output, "energy")
+    oracles.assert_same({key: now_rows[key] for key in kept}, kept)
     archive.check()
 
 
@@ -119,6 +122,7 @@ def test_a_removed_recording_takes_its_rows_along(archive: Archive) -> None:
     names[0].unlink()
     result = archive.run()
     assert (result.exit_code, result.plan.changes.n_removed) == (0, 1)
+    assert (result.tally.n_parts, result.tally.n_carried) == (0, 1)
     assert names[0].name not in oracles.recordings(archive.output)
     archive.check()
 

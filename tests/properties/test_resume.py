@@ -8,64 +8,30 @@ before or after it took effect, after which the dead run reaches the store no mo
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bioembed_ray import run, storage
+from bioembed_ray import run
 from bioembed_ray.job_file import parse_job
+from bioembed_ray.segments import span_stamp
 from bioembed_ray.verify import verify
 from tests import oracles, tiny
 from tests.commands import tiny_encoder, without_ray
+from tests.deadly import Killed, Store
 
 RATE_HZ = 16_000
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class Store:
-    """Stands between the package and its store, and kills the run at the n-th write."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, counts: Counter[str]) -> None:
-        self.left: int | None = None
-        self.is_dead = False
-        self.counts = counts
-        for name in ("put", "create", "delete", "replace"):
-            patch.setattr(storage, name, self._deadly(getattr(storage, name)))
-
-    def live(self, left: int | None) -> None:
-        self.left, self.is_dead = left, False
-        self.counts.clear()
-
-    def _deadly(self, write: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            if self.is_dead:
-                raise Killed
-            if self.left is None:
-                return write(*arguments)
-            self.left -= 1
-            # Even counts die before the write, odd ones after it.
-            if self.left == 0:
-                self.is_dead = True
-                raise Killed
-            answer = write(*arguments)
-            if self.left == 1:
-                self.is_dead = True
-                raise Killed
-            return answer
-
-        return call
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +41,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    """Take Ray out of the run, and put the deadly store in."""
+    """Take Ray out of the run, note what is encoded, and put the deadly store in."""
     with pytest.MonkeyPatch.context() as patch:
-        yield Store(patch, without_ray(patch))
+        made = Store(patch, without_ray(patch))
+        whole = run.stream.run_stream
+
+        def noted(job: Any, pools: Any, todo: Any, watch: Any) -> Iterator[Any]:
+            made.encoded += [span for work in todo for span in work.shard.spans]
+            yield from whole(job, pools, todo, watch)
+
+        patch.setattr(run.stream, "run_stream", noted)
+        yield made
 
 
 def _job(source: Path, output: Path, model: Path, **options: Any) -> Any:
@@ -129,7 +103,30 @@ class History:
         for name in ("recordings", "failures"):
             shutil.rmtree(self.output / name, ignore_errors=True)
 
+    def standing(self) -> dict[tuple[str, str], list[float]]:
+        """Return (recording, stamp) -> samples at which windows that stand in some part start."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for name in oracles.parts(self.output):
+            table = pq.read_table(self.output / name, columns=["recording", "start_s"])
+            stamps = {
+                span["recording"]: span["stamp"]
+                for span in json.loads(table.schema.metadata[b"bioembed.spans"])
+            }
+            for row in table.to_pylist():
+                key = row["recording"], stamps[row["recording"]]
+                found.setdefault(key, []).append(row["start_s"] * RATE_HZ)
+        return found
+
     def run(self, dies_after: int | None) -> None:
+        """Run, perhaps to death; of what stands, nothing is encoded."""
+        stood = self.standing()
+        self._run(dies_after)
+        for span in self.store.encoded:
+            stop = math.inf if span.stop is None else span.stop
+            starts = stood.get((span.recording, span_stamp(span.source)), [])
+            assert not [at for at in starts if span.start <= at < stop], span.recording
+
+    def _run(self, dies_after: int | None) -> None:
         self.store.live(dies_after)
         job = _job(self.source, self.output, self.model, max_failed_fraction=1)
         try:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from bioembed_ray import parts, storage
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
+from bioembed_ray.carry_over import carry_part
 from bioembed_ray.config import Job
 from bioembed_ray.coverage import Coverage
 from bioembed_ray.encoders.base import Facts
@@ -83,11 +84,13 @@ class Archive:
         return make_plan(self.job(**values), self.probe, self.members)
 
     def run(self, found: Plan, skip: int = 0, save: bool = True, **failure: Any) -> None:
-        """Put empty parts for all but `skip` shards, as a run would."""
+        """Carry over what stands, and put empty parts for all but `skip` shards, as a run would."""
         (planned,) = found.encoders
+        for one in found.carries:
+            found.ledger.absorb(carry_part(found.job.output, one, spans(found, one.shard)))
         for work in found.todo[skip:]:
             for dataset in work.datasets:
-                spans = tuple(
+                became = tuple(
                     SpanOutcome(
                         s.recording, s.planned, s.planned, 0, 0, Coverage(embedded=s.planned)
                     )
@@ -97,7 +100,7 @@ class Archive:
                 if failure:
                     first = work.shard.spans[0].recording
                     failures = (Failure(first, shard=work.shard.id, **failure),)
-                outcome = PartOutcome(dataset, work.shard.id, spans, failures)
+                outcome = PartOutcome(dataset, work.shard.id, became, failures)
                 empty = pa.table(
                     [pa.array([], field.type) for field in embeddings(4, "float32")],
                     schema=embeddings(4, "float32"),
@@ -136,8 +139,10 @@ def spans(found: Plan, shard: str) -> set[str]:
 
 
 def long_and_short(archive: Archive) -> Plan:
-    """Return a plan in which one shard holds the end of `long.wav` and all of `short.wav`."""
-    archive.add("long.wav", header_of(16_000 * 700))
+    """Return a plan in which one shard holds the end of `long.wav` and all of the two after it."""
+    # Sixteen shards at least would else be too short for that.
+    archive.add("first.wav", header_of(16_000 * 6000))
+    archive.add("long.wav", header_of(16_000 * 450))
     archive.add("short.wav", header_of(16_000 * 60))
     archive.add("z.wav", header_of(16_000 * 60))
     return archive.plan(shard_minutes=5.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,34 +32,168 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
     return Archive(tmp_path, registry)
 
 
-def test_a_changed_recording_dissolves_its_shards_and_spares_the_others(archive: Archive) -> None:
+def carried(found: Plan) -> dict[str, set[str]]:
+    """Return which recordings' rows are carried over out of which shard."""
+    return {
+        one.source.key.removesuffix(".parquet"): spans(found, one.shard) for one in found.carries
+    }
+
+
+def test_a_changed_recording_leaves_its_shards_and_is_all_that_is_encoded(
+    archive: Archive,
+) -> None:
     first = long_and_short(archive)
     archive.run(first)
     old = {shard for shard in first.shards if "short.wav" in spans(first, shard)}
+    beside = {shard: spans(first, shard) - {"short.wav"} for shard in old}
+    assert list(beside.values()) == [{"long.wav", "z.wav"}]
     archive.add("short.wav", body="another sound")
     found = archive.plan(shard_minutes=5.5)
     assert found.changes == Changes(n_changed=1)
     assert archive.probed == ["short.wav"]
     assert not old & set(found.shards)
     assert set(first.shards) - old <= set(found.shards)
-    # The neighbours in its shard are done again, and nothing else.
-    assert names_of(found) == {name for shard in old for name in spans(first, shard)}
+    assert names_of(found) == {"short.wav"}
+    assert carried(found) == beside
     superseded = [entry.key for entries in found.superseded.values() for entry in entries]
     assert {key.removesuffix(".parquet") for key in superseded} == old
     tiles(found)
     archive.run(found)
-    assert archive.plan(shard_minutes=5.5).todo == []
+    again = archive.plan(shard_minutes=5.5)
+    assert (again.todo, again.carries, any(again.superseded.values())) == ([], [], False)
+    tiles(again)
 
 
-def test_a_removed_recording_dissolves_its_shard(archive: Archive) -> None:
+def test_a_removed_recording_leaves_its_shard_and_nothing_is_encoded(archive: Archive) -> None:
     first = long_and_short(archive)
     archive.run(first)
+    old = {shard for shard in first.shards if "short.wav" in spans(first, shard)}
     (archive.input / "short.wav").unlink()
     found = archive.plan(shard_minutes=5.5, max_removed_fraction=0.5)
     assert found.changes == Changes(n_removed=1)
     assert "short.wav" not in found.ledger.known
     assert "short.wav" not in {name for shard in found.shards for name in spans(found, shard)}
+    assert (found.todo, set(carried(found))) == ([], old)
     tiles(found)
+
+
+def test_a_shard_that_all_recordings_left_is_gone(archive: Archive) -> None:
+    first = long_and_short(archive)
+    archive.run(first)
+    own = {shard for shard in first.shards if spans(first, shard) == {"first.wav"}}
+    (archive.input / "first.wav").unlink()
+    found = archive.plan(shard_minutes=5.5, max_removed_fraction=0.5)
+    assert own and set(found.shards) == set(first.shards) - own
+    assert (found.todo, found.carries) == ([], [])
+    archive.run(found)
+    left = {path.stem for path in (archive.output / "embeddings").rglob("*.parquet")}
+    assert left == set(first.shards) - own
+
+
+def test_one_after_the_other_leaves_a_shard_and_rows_are_carried_from_what_stands(
+    archive: Archive,
+) -> None:
+    for name in "abcd":
+        archive.add(f"{name}.wav", header_of(16_000))
+    (old,) = archive.plan().shards
+    archive.run(archive.plan())
+    gone = {"max_removed_fraction": 1}
+    (archive.input / "a.wav").unlink()
+    # The shard is entered, and its part is never put: the next plan finds the old part again.
+    ledger_file.save(str(archive.output), archive.plan(**gone).ledger)
+    assert carried(archive.plan(**gone)) == {old: {"b.wav", "c.wav", "d.wav"}}
+    (archive.input / "b.wav").unlink()
+    found = archive.plan(**gone)
+    assert (found.todo, carried(found)) == ([], {old: {"c.wav", "d.wav"}})
+    archive.run(found)
+    (middle,) = found.shards
+    (archive.input / "c.wav").unlink()
+    found = archive.plan(**gone)
+    assert (found.todo, carried(found)) == ([], {middle: {"d.wav"}})
+    tiles(found)
+
+
+def test_a_recording_that_is_again_what_it_was_is_carried_over_where_its_rows_stand(
+    archive: Archive,
+) -> None:
+    for name in "abc":
+        archive.add(f"{name}.wav", header_of(16_000))
+    archive.run(archive.plan())
+    was = archive.input / "a.wav"
+    at = was.stat().st_mtime_ns
+    archive.add("a.wav", header_of(16_000), body="x.wav")
+    ledger_file.save(str(archive.output), archive.plan().ledger)
+    archive.add("a.wav", header_of(16_000))
+    os.utime(was, ns=(at, at))
+    found = archive.plan()
+    assert found.changes.n_changed == 1
+    assert found.todo == []
+    assert sorted(spans(found, one.shard) for one in found.carries) == [
+        {"a.wav"},
+        {"b.wav", "c.wav"},
+    ]
+    tiles(found)
+
+
+def test_a_part_that_never_stood_or_is_torn_is_work_and_no_source(archive: Archive) -> None:
+    for number in range(30):
+        archive.add(f"{number:02}.wav", header_of(16_000 * 10))
+    first = archive.plan()
+    archive.run(first, skip=1)
+    absent, torn, *_ = first.todo
+    for path in (archive.output / "embeddings").rglob(f"{torn.shard.id}.parquet"):
+        path.write_bytes(path.read_bytes()[:-100])
+    gone = {work.shard.spans[1].recording for work in first.todo[:3]}
+    for name in gone:
+        (archive.input / name).unlink()
+    found = archive.plan(max_removed_fraction=1)
+    encoded = (spans(first, absent.shard.id) | spans(first, torn.shard.id)) - gone
+    assert len(encoded) == 4
+    assert names_of(found) == encoded
+    assert carried(found) == {
+        first.todo[2].shard.id: spans(first, first.todo[2].shard.id) - gone,
+    }
+    archive.run(found)
+    assert archive.plan().todo == []
+
+
+def test_failures_stay_with_their_recordings_and_leave_with_them(archive: Archive) -> None:
+    for name in "abc":
+        archive.add(f"{name}.wav", header_of(16_000))
+    found = archive.plan()
+    # A failure of the first recording, in its part.
+    archive.run(found, reason=Reason.TRUNCATED, detail="ends early")
+    (archive.input / "b.wav").unlink()
+    found = archive.plan(max_removed_fraction=1)
+    archive.run(found)
+    (shard,) = found.shards
+    loaded = ledger_file.load(str(archive.output))
+    assert loaded is not None
+    assert [(f.recording, f.shard) for f in loaded.failures] == [("a.wav", shard)]
+    assert loaded.known["c.wav"].status == "embedded"
+    (archive.input / "a.wav").unlink()
+    found = archive.plan(max_removed_fraction=1)
+    archive.run(found)
+    loaded = ledger_file.load(str(archive.output))
+    assert loaded is not None
+    assert (list(loaded.known), loaded.failures) == (["c.wav"], [])
+
+
+def test_what_an_older_reader_failed_on_is_not_carried_over(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        archive.add(f"{name}.wav", header_of(16_000))
+    archive.run(archive.plan(), reason=Reason.TRUNCATED, detail="ends early")
+    monkeypatch.setattr(plan, "READER_VERSION", 2)
+    gone = {"max_removed_fraction": 1}
+    (archive.input / "b.wav").unlink()
+    found = archive.plan(**gone)
+    assert (names_of(found), found.carries) == ({"a.wav", "c.wav"}, [])
+    # What failed is the one that left.
+    (archive.input / "a.wav").unlink()
+    found = archive.plan(**gone)
+    assert (found.todo, [spans(found, one.shard) for one in found.carries]) == ([], [{"c.wav"}])
 
 
 def test_too_many_removed_recordings_are_a_mistake_of_the_input(archive: Archive) -> None:
@@ -146,6 +281,9 @@ def test_a_lost_ledger_does_not_take_parts_of_recordings_that_changed(archive: A
     old = {shard for shard in first.shards if "short.wav" in spans(first, shard)}
     found = archive.plan(shard_minutes=5.5)
     assert not old & set(found.shards)
+    # Nor does it forget the rows of the others in them.
+    assert names_of(found) == {"short.wav"}
+    assert carried(found) == {shard: spans(first, shard) - {"short.wav"} for shard in old}
     superseded = [entry.key for entries in found.superseded.values() for entry in entries]
     assert {key.removesuffix(".parquet") for key in superseded} == old
     tiles(found)
@@ -159,7 +297,8 @@ def test_overlapping_parts_are_taken_once_when_the_ledger_is_lost(archive: Archi
     other = archive.plan(shard_minutes=5.5)
     for name in (ledger_file.RECORDINGS_KEY, ledger_file.FAILURES_KEY):
         (archive.output / name).unlink(missing_ok=True)
-    other.ledger.dissolve(set(other.shards))
+    for entry in other.ledger.known.values():
+        entry.pieces, entry.outcomes = [], {}
     job = other.job.model_copy(update={"shard_minutes": 20.0})
     fresh = Plan(job, other.encoders, other.ledger, other.listing)
     plan._form_new_shards(fresh)

@@ -64,19 +64,27 @@ def test_shards_are_rebuilt_from_the_pieces_of_their_recordings(ledger: Ledger) 
     assert all(shard.id == name for name, shard in ledger.shards().items())
 
 
-def test_dissolving_a_shard_frees_every_recording_in_it(ledger: Ledger) -> None:
+def test_a_recording_that_leaves_takes_its_rows_along_and_renames_its_shards(
+    ledger: Ledger,
+) -> None:
     both = Shard((span("a.wav", 0, 600), span("b.wav")))
     rest = Shard((span("a.wav", 600, None),))
-    for shard in (both, rest):
+    other = Shard((span("c.wav"),))
+    for shard in (both, rest, other):
         ledger.assign(shard)
-        ledger.absorb(outcome(BEATS, shard, None, Failure("a.wav", Reason.TRUNCATED, "x")))
-    ledger.dissolve({both.id})
-    assert ledger.known["b.wav"].pieces == []
-    assert ledger.known["b.wav"].outcomes == {}
-    assert ledger.known["a.wav"].pieces == [Piece(rest.id, 600, None)]
+        first = shard.spans[0].recording
+        ledger.absorb(outcome(BEATS, shard, None, Failure(first, Reason.TRUNCATED, "x")))
+    ledger.leave(["b.wav"])
+    assert "b.wav" not in ledger.known
+    alone = Shard((span("a.wav", 0, 600),))
+    assert ledger.known["a.wav"].pieces == [Piece(alone.id, 0, 600), Piece(rest.id, 600, None)]
+    # Its part does not stand yet, and what it says comes with it.
     assert list(ledger.known["a.wav"].outcomes) == [(BEATS, rest.id)]
-    assert [failure.shard for failure in ledger.failures] == [rest.id]
-    assert ledger.accounted() == {(BEATS, rest.id)}
+    assert [failure.shard for failure in ledger.failures] == [rest.id, other.id]
+    assert ledger.accounted() == {(BEATS, rest.id), (BEATS, other.id)}
+    ledger.leave(["a.wav"])
+    assert ledger.shards() == {other.id: other}
+    assert [failure.shard for failure in ledger.failures] == [other.id]
 
 
 def test_decoded_samples_are_known_once_every_piece_was_read(ledger: Ledger) -> None:
