@@ -7,6 +7,7 @@ one length only, and what is in a batch beside it does not matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ def encode(
         [
             valid
             for place, table in zip(places, tables, strict=True)
-            for valid in valid_samples(place.clock, rule, table, place.n_native)
+            for valid in _valid(place, rule, table)
         ],
         [],
     )
@@ -116,6 +117,25 @@ def encode(
     return found, frames, named.tables()
 
 
+def _valid(place: Place, rule: WindowRule, starts: npt.NDArray[np.int64]) -> list[Fraction]:
+    """Return how much of each window is sound; all of a shifted one, though its last sample may be cut."""
+    is_full = rule.tail == "shift" and place.length is not None and place.length >= rule.window
+    return valid_samples(place.clock, rule, starts, None if is_full else place.n_native)
+
+
+def _centred(wave: torch.Tensor, n_samples: int | None) -> torch.Tensor:
+    """Return an input with the sound of a recording that is shorter in its middle.
+
+    Half of the zeros that follow go before it, rounded down, as in `librosa.util.pad_center`.
+
+    Args:
+        wave: (N,) input, zero-padded at the end.
+        n_samples: Encoder samples of the recording, None where its end is far.
+    """
+    spare = 0 if n_samples is None else max(0, len(wave) - n_samples)
+    return wave.roll(spare // 2)
+
+
 def _embed_windows(
     encoder: Encoder,
     rule: WindowRule,
@@ -130,7 +150,7 @@ def _embed_windows(
     results = [torch.zeros((n_windows, encoder.dim), device=device) for _ in range(n_layers)]
     lengths = np.full(n_windows, rule.window)
     if not encoder.facts.pads:
-        lengths = np.array([-(-v.numerator // v.denominator) for v in windows.valid], np.int64)  # type: ignore[attr-defined]
+        lengths = np.array([-(-v.numerator // v.denominator) for v in windows.valid], np.int64)
     shortest = shortest_window(encoder.facts)
     n_done = 0
     for length in (int(length) for length in np.unique(lengths)):
@@ -145,6 +165,11 @@ def _embed_windows(
             stretches = [
                 waves.cut(int(windows.place[r]), int(windows.start[r]), length) for r in batch
             ]
+            if rule.tail == "center":
+                stretches = [
+                    _centred(wave, places[int(windows.place[r])].length)
+                    for r, wave in zip(batch, stretches, strict=True)
+                ]
             for row, outcome in zip(batch, guarded(encoder.embed, stretches), strict=True):
                 if isinstance(outcome, RecordingError):
                     windows.lost.append(lost_window(windows, row, outcome))

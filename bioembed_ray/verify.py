@@ -159,7 +159,7 @@ def _expected(
     starts = []
     k = -(-(start * ratio) // hop)
     while k * hop < length and (stop is None or k * hop < stop * ratio):
-        if rule["tail"] == "pad" or k * hop + window <= length:
+        if k * hop + window <= length or _is_padded(k * hop, length, rule):
             starts.append(int(k * hop))
         k += 1
     if rule["tail"] == "shift":
@@ -169,10 +169,19 @@ def _expected(
         moved = max(0, int(end - window))
         if last_end < end and start <= moved / ratio and (stop is None or moved / ratio < stop):
             starts.append(moved)
-    starts = [s for s in starts if min(window, -(-length // 1) - s) >= rule["shortest"]]
+    # Parts of before there was one have no least sound.
+    least = max(rule["shortest"], rule.get("min_valid", 0))
+    starts = [s for s in starts if min(window, -(-length // 1) - s) >= least]
     if not rule["embeds"]:
         starts = [s for s in starts if _has_frame(s, window, -(-length // 1), rule)]
     return sorted(float(Fraction(s, scale)) for s in starts)
+
+
+def _is_padded(start: Fraction | int, length: Fraction, rule: dict[str, Any]) -> bool:
+    """Return whether the tail rule makes a window that reaches past the end."""
+    if rule["tail"] == "cover":
+        return bool(start == 0 or start - rule["hop"] + rule["window"] < length)
+    return rule["tail"] == "pad" or (rule["tail"] == "center" and start == 0)
 
 
 def _has_frame(start: int, window: int, length: Fraction | int, rule: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ on the order of parts: equal scores are told apart by recording, channel and sta
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -65,6 +65,7 @@ class Wanted:
         besides: Windows that overlap it are left out, such as the query's own.
         where: Condition on columns of the rows.
         among: Condition on columns of recordings/.
+        min_valid_s: Least seconds of sound in a window; None for half a window.
     """
 
     queries: Vectors
@@ -74,6 +75,7 @@ class Wanted:
     besides: Stretch | None = None
     where: pc.Expression | None = None
     among: pc.Expression | None = None
+    min_valid_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,13 @@ class Found:
         hits: Columns of `SCHEMA`, best first.
         n_compared: Windows that the query was compared with.
         n_unusable: Windows without a score: NaN or infinite, or zero where the metric is `cosine`.
+        n_left_out: Windows that were not compared because they hold too little sound.
     """
 
     hits: pa.Table
     n_compared: int
     n_unusable: int
+    n_left_out: int = 0
 
 
 def scan(rows: Rows, wanted: Wanted, batch_rows: int = BATCH_ROWS) -> Found:
@@ -104,9 +108,15 @@ def scan(rows: Rows, wanted: Wanted, batch_rows: int = BATCH_ROWS) -> Found:
         columns=[*PLACE, "embedding"],
         where=wanted.where,
         among=wanted.among,
+        min_valid_s=wanted.min_valid_s,
         batch_rows=batch_rows,
     )
-    return best(batches, wanted)
+    n_left_out = 0
+    if wanted.min_valid_s != 0:
+        lacking = ~rows.enough(wanted.min_valid_s).condition
+        where = lacking if wanted.where is None else wanted.where & lacking
+        n_left_out = rows.count(where=where, among=wanted.among)
+    return replace(best(batches, wanted), n_left_out=n_left_out)
 
 
 def best(batches: Iterable[pa.RecordBatch], wanted: Wanted) -> Found:
