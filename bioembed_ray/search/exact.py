@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from bioembed_ray.errors import InputError
 from bioembed_ray.rows import BATCH_ROWS, Rows, vectors_of
+from bioembed_ray.unit_rows import unit_rows
 
 Metric = Literal["cosine", "dot"]
 Vectors = npt.NDArray[np.float32]
@@ -175,7 +176,7 @@ def rough_scores(vectors: Vectors, queries: Vectors, metric: Metric) -> tuple[Ve
     of its sums (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1).
     """
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-    units = queries / np.where(norms > 0, norms, 1.0)[:, None]  # (Q, D)
+    units = unit_rows(queries)  # (Q, D)
     # The product, both norms and the rounding of the query, each off by as much, and some more.
     slack = np.float32(4 * (vectors.shape[1] + 8) * UNIT_ROUNDOFF)
     with np.errstate(all="ignore"):

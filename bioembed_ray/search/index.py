@@ -40,6 +40,7 @@ from bioembed_ray.search.exact import (
     scan,
 )
 from bioembed_ray.search.part_rows import part_batches, read_places
+from bioembed_ray.unit_rows import unit_rows
 
 GRAPH_KEY, ROWS_KEY, ABOUT_KEY = "windows.usearch", "rows.parquet", "index.json"
 # Neighbours per node and candidates looked at while adding, as usearch has them; more while
@@ -226,9 +227,7 @@ def _row_table(batch: pa.RecordBatch, shard: str, first: int) -> pa.Table:
 
 def _units(vectors: Vectors) -> Vectors:
     """Return vectors scaled to length 1, since float16 ends at 65504."""
-    wide = vectors.astype(np.float64)
-    units: Vectors = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
-    return units
+    return unit_rows(vectors).astype(np.float32)
 
 
 def _indexable(vectors: Vectors) -> npt.NDArray[np.bool_]:
