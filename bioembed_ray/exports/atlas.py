@@ -46,7 +46,7 @@ def export_atlas(chosen: Chosen, folder: str, keep_vectors: bool) -> Iterator[st
         InputError, StorageError: see `Chosen.batches`.
     """
     uri = storage.join(folder, f"{chosen.title}_atlas.parquet")
-    n_rows = sum(len(batch) for batch in chosen.batches(is_described=False))
+    n_rows = chosen.count()
     drawn = np.arange(n_rows)
     if n_rows > N_FIT:
         drawn = np.sort(np.random.default_rng(0).permutation(n_rows)[:N_FIT])
