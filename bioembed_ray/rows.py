@@ -23,6 +23,7 @@ from bioembed_ray import parts, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.enough_sound import EnoughSound, enough_sound
 from bioembed_ray.errors import InputError
+from bioembed_ray.part_groups import in_groups
 
 if TYPE_CHECKING:
     import pandas
@@ -147,17 +148,23 @@ class Rows:
         _check_columns(chosen, self.arrow.schema.names, self.partition.prefix)
         joined = self._joinable(join)
         read = chosen if "recording" in chosen or not join else [*chosen, "recording"]
-        scanner = self.arrow.scanner(
-            columns=read,
-            filter=self._filter(where, among, min_valid_s),
-            batch_size=batch_rows,
-            # Arrow's defaults hold 16 batches of 4 parts: gigabytes of vectors.
-            batch_readahead=2,
-            fragment_readahead=2,
-        )
-        for batch in scanner.to_batches():
-            if batch.num_rows:
-                yield _joined(batch, joined, join).select(_titles(chosen, join, self.arrow.schema))
+        condition = self._filter(where, among, min_valid_s)
+        titles = _titles(chosen, join, self.arrow.schema)
+        sizes = {
+            path: e.size_bytes for path, e in zip(self.arrow.files, self._entries, strict=True)
+        }
+        for some in in_groups(self.arrow, sizes):
+            scanner = some.scanner(
+                columns=read,
+                filter=condition,
+                batch_size=batch_rows,
+                # Arrow's defaults hold 16 batches of 4 parts: gigabytes of vectors.
+                batch_readahead=2,
+                fragment_readahead=2,
+            )
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield _joined(batch, joined, join).select(titles)
 
     def table(self, **options: Any) -> pa.Table:
         """Return all rows, sorted by recording, channel and time; options of `batches`."""

@@ -2,28 +2,34 @@
 
 The folder holds `hoplite.sqlite` and `usearch.index`, and the CSV files that hoplite reads from the
 root of a dataset. Vectors are float16 and compared by inner product, which is hoplite's default.
-The index is built in memory: two bytes per number and some 300 bytes per window.
+The index is a graph, some 200 bytes per window in memory, of vectors that lie in a file and are mapped:
+two bytes per number, which are resident while there is room and the system's to take back.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 from bioembed_ray import schema, storage
 from bioembed_ray.errors import InputError
 from bioembed_ray.exports import hoplite_tables as tables
 from bioembed_ray.exports.hoplite_recordings import Archive, archive_of, base_path
+from bioembed_ray.exports.in_order import scratch_file
 from bioembed_ray.exports.rows import Chosen
 from bioembed_ray.exports.text_file import text_file
 from bioembed_ray.rows import vectors_of
 
 # Left by a reader that was killed; SQLite would apply them to the new database.
 SIDE_FILES = ("-wal", "-shm", "-journal")
+ADDED_ROWS = 8192
 
 
 def export_hoplite(chosen: Chosen, folder: str, labels: str | None) -> Iterator[str]:
@@ -73,10 +79,10 @@ def export_hoplite(chosen: Chosen, folder: str, labels: str | None) -> Iterator[
             metadata,
             f"manifest column {labels}",
         )
-        index = _index(dim)
-        n_rows = _add_windows(chosen, archive, database, index)
-        tables.finish(database)
-        index.save(str(index_path))
+        with scratch_file(place) as vectors:
+            n_rows = _add_windows(chosen, archive, database, vectors)
+            tables.finish(database)
+            _save_index(vectors, (n_rows, dim), index_path)
         for ending in SIDE_FILES:
             storage.delete(f"{database_uri}{ending}")
     yield f"{database_uri}  {n_rows} windows"
@@ -113,23 +119,31 @@ def _audio_source(project: str, base: str) -> dict[str, Any]:
     }
 
 
-def _index(dim: int) -> Any:
+def _save_index(vectors: BinaryIO, shape: tuple[int, int], path: Path) -> None:
+    """Write the index of float16 vectors that stand in a file; row k has the key k + 1."""
     from usearch.index import Index, MetricKind, ScalarKind
 
-    return Index(
-        ndim=dim,
+    index = Index(
+        ndim=shape[1],
         metric=MetricKind.IP,
         dtype=ScalarKind.F16,
         expansion_add=tables.EXPANSION_ADD,
         expansion_search=tables.EXPANSION_SEARCH,
     )
+    # Lent, not copied: the index points to them until it is saved.
+    lent = np.memmap(vectors, np.float16, "r", shape=shape)
+    for first in range(0, shape[0], ADDED_ROWS):
+        some = lent[first : first + ADDED_ROWS]
+        index.add(np.arange(first + 1, first + 1 + len(some)), some, copy=False)
+    index.save(str(path))
 
 
-def _add_windows(chosen: Chosen, archive: Archive, database: Any, index: Any) -> int:
+def _add_windows(chosen: Chosen, archive: Archive, database: Connection, vectors: BinaryIO) -> int:
+    """Insert windows, and write their vectors one after the other; return how many there are."""
     names = archive.known.column("recording").combine_chunks()
     n_rows = 0
     for batch in chosen.batches(is_described=False):
-        vectors = _half(vectors_of(batch.column("embedding")), chosen.name)
+        vectors.write(_half(vectors_of(batch.column("embedding")), chosen.name).data)
         places = pc.index_in(batch.column("recording"), names)
         if places.null_count:
             unknown = batch.column("recording").filter(places.is_null())
@@ -149,12 +163,12 @@ def _add_windows(chosen: Chosen, archive: Archive, database: Any, index: Any) ->
                 )
             ),
         )
-        index.add(keys, vectors)
         n_rows += len(batch)
+    vectors.flush()
     return n_rows
 
 
-def _half(vectors: Any, name: str) -> Any:
+def _half(vectors: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:
     with np.errstate(over="ignore"):
         found = vectors.astype(np.float16)
     if not np.isfinite(found).all():
