@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ class Windows:
 
     place: npt.NDArray[np.int64]
     start: npt.NDArray[np.int64]
-    valid: list[object]
+    valid: list[Fraction]
     vectors: list[npt.NDArray[np.float32]]
     lost: list[LostWindow] = field(default_factory=list)
     lost_blocks: list[LostBlock] = field(default_factory=list)

@@ -7,6 +7,7 @@ one length only, and what is in a batch beside it does not matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -124,8 +125,8 @@ def _planned(rule: WindowRule, places: Sequence[Place]) -> Windows:
     indices, tables = [], []
     for index, place in enumerate(places):
         starts = window_starts(place.clock, rule, place.start, place.stop, place.n_native)
-        valid = valid_samples(place.clock, rule, starts, place.n_native, place.holes)
-        keep = np.array([length > 0 for length in valid], bool)
+        valid = _valid(place, rule, starts)
+        keep = np.array([0 < length >= rule.min_valid for length in valid], bool)
         if rule.tail == "drop":
             keep &= ~touches(place.clock, starts, starts + rule.window, place.holes)
         windows.lost += [LostWindow(index, int(start), silent) for start in starts[~keep]]
@@ -135,6 +136,26 @@ def _planned(rule: WindowRule, places: Sequence[Place]) -> Windows:
     windows.place = np.concatenate([windows.place, *indices])
     windows.start = np.concatenate([windows.start, *tables])
     return windows
+
+
+def _valid(place: Place, rule: WindowRule, starts: npt.NDArray[np.int64]) -> list[Fraction]:
+    """Return how much of each window is sound; all of a shifted one, though its last sample may be cut."""
+    is_full = rule.tail == "shift" and place.length is not None and place.length >= rule.window
+    n_native = None if is_full else place.n_native
+    return valid_samples(place.clock, rule, starts, n_native, place.holes)
+
+
+def _centred(wave: torch.Tensor, n_samples: int | None) -> torch.Tensor:
+    """Return an input with the sound of a recording that is shorter in its middle.
+
+    Half of the zeros that follow go before it, rounded down, as in `librosa.util.pad_center`.
+
+    Args:
+        wave: (N,) input, zero-padded at the end.
+        n_samples: Encoder samples of the recording, None where its end is far.
+    """
+    spare = 0 if n_samples is None else max(0, len(wave) - n_samples)
+    return wave.roll(spare // 2)
 
 
 def _embed_windows(
@@ -171,6 +192,11 @@ def _embed_windows(
             stretches = [
                 waves.cut(int(windows.place[r]), int(windows.start[r]), length) for r in batch
             ]
+            if rule.tail == "center":
+                stretches = [
+                    _centred(wave, places[int(windows.place[r])].length)
+                    for r, wave in zip(batch, stretches, strict=True)
+                ]
             for row, outcome in zip(batch, guarded(encoder.embed, stretches), strict=True):
                 if isinstance(outcome, RecordingError):
                     windows.lost.append(lost_window(windows, row, outcome))

@@ -130,6 +130,13 @@ class EncoderConfig(Settings):
     """Distance of window starts in encoder seconds; null is the encoder's default."""
     tail: Literal["pad", "drop", "shift"] = "pad"
     """Last windows: zero-pad, leave out, or move the last full one back to end at the end."""
+    pad: Literal["end", "cover", "center"] = "end"
+    """What `tail: pad` pads: all windows that start inside the recording, at their end (`end`); only the first that
+    reaches the end, none begins after it (`cover`, as BirdNET-Analyzer); or only the window of a recording shorter
+    than one, its sound in the middle (`center`, as perch-hoplite)."""
+    min_valid_s: float | None = Field(default=None, gt=0)
+    """Windows with less sound than these encoder seconds are not made; null makes all. BirdNET-Analyzer's `minlen`,
+    perch-hoplite's `min_audio_len_s`."""
     block_s: int | Literal["whole"] | None = None
     """Seconds a frame encoder reads at once on a grid fixed per recording; `whole` for short recordings."""
     context_s: int | None = Field(default=None, ge=0)
@@ -162,6 +169,8 @@ class EncoderConfig(Settings):
             raise ValueError("layer: name each layer once")
         if any(layer is not None and layer < 0 for layer in self.layers):
             raise ValueError("layer: use 0 or more; null is the model's own output")
+        if self.pad != "end" and self.tail != "pad":
+            raise ValueError(f"pad: got {self.pad!r}; is for tail: pad, not for tail: {self.tail}")
         if isinstance(self.block_s, int) and self.block_s < 1:
             raise ValueError("block_s: use whole seconds, 1 or more, or whole")
         return self

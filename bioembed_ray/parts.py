@@ -24,6 +24,7 @@ from bioembed_ray.datasets import Dataset, PlannedEncoder, placement
 from bioembed_ray.errors import BrokenOutput, NotFoundError, Reason, RecordingError
 from bioembed_ray.outcomes import Failure, PartOutcome, outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Shard, span_to_json
+from bioembed_ray.window_seconds import window_seconds
 
 if TYPE_CHECKING:
     # They bring torch along, 4 s that reading and planning can do without.
@@ -127,20 +128,20 @@ def windows_table(
 ) -> pa.Table:
     """Return one row per window, in the order of spans, channels and starts."""
     names = [shard.spans[place.span].recording for place in places]
-    clocks = [places[int(index)].clock for index in windows.place]
-    starts = [clock.seconds(int(s)) for clock, s in zip(clocks, windows.start, strict=True)]
-    ends = [clock.seconds(int(s) + window) for clock, s in zip(clocks, windows.start, strict=True)]
-    valid = [
-        clock.seconds(length)  # type: ignore[arg-type]
-        for clock, length in zip(clocks, windows.valid, strict=True)
-    ]
+    seconds = np.array(
+        [
+            window_seconds(places[place].clock, start, window, valid)
+            for place, start, valid in zip(
+                windows.place.tolist(), windows.start.tolist(), windows.valid, strict=True
+            )
+        ],
+        np.float64,
+    ).reshape(-1, 3)
     return pa.table(
         [
             _names(names, windows.place),
             _channels(places, windows.place),
-            pa.array(starts, pa.float64()),
-            pa.array(ends, pa.float64()),
-            pa.array(np.asarray(valid, np.float32)),
+            *(pa.array(column) for column in seconds.T),
             _vectors(windows.vectors[layer], dtype, dim),
         ],
         schema=schema.embeddings(dim, dtype),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ import pyarrow.dataset as pad
 
 from bioembed_ray import parts, storage
 from bioembed_ray.datasets import Dataset
+from bioembed_ray.enough_sound import EnoughSound, enough_sound
 from bioembed_ray.errors import InputError
+from bioembed_ray.part_groups import in_groups
 
 if TYPE_CHECKING:
     import pandas
@@ -81,15 +84,38 @@ class Rows:
             StorageError: a part cannot be read.
         """
         filesystem, paths = storage.arrow_paths([entry.uri for entry in self._entries])
-        found = pad.dataset(paths, format="parquet", filesystem=filesystem)
+        found = pad.FileSystemDatasetFactory(filesystem, paths, pad.ParquetFileFormat())
         # The metadata of one part says nothing of the others.
-        return found.replace_schema(found.schema.remove_metadata())
+        kind = found.inspect(fragments=1).remove_metadata()
+        if "valid_s" in kind.names:
+            # Parts of earlier outputs hold it as float32, perhaps beside others of the same version.
+            place = kind.get_field_index("valid_s")
+            kind = kind.set(place, kind.field(place).with_type(pa.float64()))
+        return found.finish(kind)
+
+    def enough(self, min_valid_s: float | None) -> EnoughSound:
+        """Return what a window must hold: `min_valid_s` of sound, half a window where None.
+
+        Raises:
+            InputError: the rows are no windows.
+        """
+        if "valid_s" not in self.arrow.schema.names:
+            raise InputError(f"{self.partition.prefix}: min_valid_s is for windows")
+        return enough_sound(self._first, self.recordings(), min_valid_s)
+
+    @functools.cached_property
+    def _first(self) -> pa.Table:
+        return self.arrow.head(1, columns=["start_s", "end_s"])
 
     def count(
-        self, *, where: pc.Expression | None = None, among: pc.Expression | None = None
+        self,
+        *,
+        where: pc.Expression | None = None,
+        among: pc.Expression | None = None,
+        min_valid_s: float | None = 0.0,
     ) -> int:
         """Return the number of rows; see `batches`."""
-        found: int = self.arrow.count_rows(filter=self._filter(where, among))
+        found: int = self.arrow.count_rows(filter=self._filter(where, among, min_valid_s))
         return found
 
     def batches(
@@ -99,6 +125,7 @@ class Rows:
         where: pc.Expression | None = None,
         among: pc.Expression | None = None,
         join: Sequence[str] = (),
+        min_valid_s: float | None = 0.0,
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows, part by part, in no order that is promised.
@@ -109,6 +136,8 @@ class Rows:
             among: Condition on columns of recordings/, e.g. `pc.field("site") == "marsh"`.
             join: Columns of recordings/ that ride along; one that is called like a column of the
                 table comes as `recording_<name>`.
+            min_valid_s: Least seconds of sound in a window; None for half a window, as in a search.
+                The first window of a shorter recording comes all the same.
             batch_rows: Most rows of a batch.
 
         Raises:
@@ -119,17 +148,23 @@ class Rows:
         _check_columns(chosen, self.arrow.schema.names, self.partition.prefix)
         joined = self._joinable(join)
         read = chosen if "recording" in chosen or not join else [*chosen, "recording"]
-        scanner = self.arrow.scanner(
-            columns=read,
-            filter=self._filter(where, among),
-            batch_size=batch_rows,
-            # Arrow's defaults hold 16 batches of 4 parts: gigabytes of vectors.
-            batch_readahead=2,
-            fragment_readahead=2,
-        )
-        for batch in scanner.to_batches():
-            if batch.num_rows:
-                yield _joined(batch, joined, join).select(_titles(chosen, join, self.arrow.schema))
+        condition = self._filter(where, among, min_valid_s)
+        titles = _titles(chosen, join, self.arrow.schema)
+        sizes = {
+            path: e.size_bytes for path, e in zip(self.arrow.files, self._entries, strict=True)
+        }
+        for some in in_groups(self.arrow, sizes):
+            scanner = some.scanner(
+                columns=read,
+                filter=condition,
+                batch_size=batch_rows,
+                # Arrow's defaults hold 16 batches of 4 parts: gigabytes of vectors.
+                batch_readahead=2,
+                fragment_readahead=2,
+            )
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield _joined(batch, joined, join).select(titles)
 
     def table(self, **options: Any) -> pa.Table:
         """Return all rows, sorted by recording, channel and time; options of `batches`."""
@@ -184,13 +219,18 @@ class Rows:
         return torch.from_numpy(vectors), index
 
     def _filter(
-        self, where: pc.Expression | None, among: pc.Expression | None
+        self,
+        where: pc.Expression | None,
+        among: pc.Expression | None,
+        min_valid_s: float | None,
     ) -> pc.Expression | None:
-        if among is None:
-            return where
-        names = self.recordings().filter(among).column("recording")
-        inside = pc.field("recording").isin(names.combine_chunks())
-        return inside if where is None else where & inside
+        conditions = [] if where is None else [where]
+        if min_valid_s != 0:
+            conditions.append(self.enough(min_valid_s).condition)
+        if among is not None:
+            names = self.recordings().filter(among).column("recording")
+            conditions.append(pc.field("recording").isin(names.combine_chunks()))
+        return functools.reduce(operator.and_, conditions) if conditions else None
 
     def _joinable(self, names: Sequence[str]) -> pa.Table | None:
         """Return recordings/ with the columns to join, None where none are."""

@@ -13,14 +13,18 @@ def vector(dim: int, dtype: str) -> pa.DataType:
 
 
 def embeddings(dim: int, dtype: str) -> pa.Schema:
-    """Return the schema of embeddings/: one row per window."""
+    """Return the schema of embeddings/: one row per window.
+
+    `valid_s` is how much of the window is sound. Where all of it is, `valid_s == end_s - start_s`;
+    where it is not, `valid_s < end_s - start_s`: see `window_seconds.py`.
+    """
     return pa.schema(
         [
             pa.field("recording", TEXT, nullable=False),
             pa.field("channel", pa.int16(), nullable=False),
             pa.field("start_s", pa.float64(), nullable=False),
             pa.field("end_s", pa.float64(), nullable=False),
-            pa.field("valid_s", pa.float32(), nullable=False),
+            pa.field("valid_s", pa.float64(), nullable=False),
             pa.field("embedding", vector(dim, dtype), nullable=False),
         ]
     )

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bioembed_ray.unit_rows import unit_rows
+
 Vectors = npt.NDArray[np.floating[Any]]
 Map = npt.NDArray[np.float32]
 Metric = Literal["cosine", "euclidean"]
@@ -134,8 +136,7 @@ def _scaled(vectors: Vectors, metric: Metric) -> Map:
     rows = np.asarray(vectors, np.float32)
     if metric == "euclidean":
         return rows
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return unit_rows(rows).astype(np.float32)
 
 
 def _principal_axes(rows: Map, n_axes: int) -> tuple[Map, Map]:

@@ -99,10 +99,12 @@ def _hears_window(
     inside = [(low, high) for low, high in holes if low < stop and high > start]
     if not inside or rule["tail"] == "drop":
         return not inside
+    last = min(Fraction(stop), end)
+    lost = sum(min(high, last) - max(low, Fraction(start)) for low, high in inside)
+    if not 0 < last - start - lost >= rule.get("min_valid", 0):
+        return False
     if rule["embeds"]:
-        last = min(Fraction(stop), end)
-        lost = sum(min(high, last) - max(low, Fraction(start)) for low, high in inside)
-        return bool(lost < last - start)
+        return True
     stride, centre = rule["frames_stride"], rule["frames_receptive"] // 2
     first = max(0, -(-(start - centre) // stride)) * stride
     return any(_hears_step(step, inside, rule) for step in range(first, stop - centre, stride))
@@ -115,7 +117,7 @@ def _windows(span: Heard) -> Positions:
     starts = []
     k = -(-(span.start * ratio) // hop)
     while k * hop < length and (span.stop is None or k * hop < span.stop * ratio):
-        if rule["tail"] == "pad" or k * hop + window <= length:
+        if k * hop + window <= length or _is_padded(k * hop, length, rule):
             starts.append(int(k * hop))
         k += 1
     if rule["tail"] == "shift":
@@ -125,10 +127,19 @@ def _windows(span: Heard) -> Positions:
         is_inside = span.start <= moved / ratio and (span.stop is None or moved / ratio < span.stop)
         if last_end < end and is_inside:
             starts.append(moved)
-    starts = [s for s in starts if min(window, end - s) >= rule["shortest"]]
+    # Parts of before there was one have no least sound.
+    least = max(rule["shortest"], rule.get("min_valid", 0))
+    starts = [s for s in starts if min(window, end - s) >= least]
     if not rule["embeds"]:
         starts = [s for s in starts if _has_frame(s, int(end), rule)]
     return np.array(sorted(starts), np.int64)
+
+
+def _is_padded(start: Fraction | int, length: Fraction, rule: Rule) -> bool:
+    """Return whether the tail rule makes a window that reaches past the end."""
+    if rule["tail"] == "cover":
+        return bool(start == 0 or start - rule["hop"] + rule["window"] < length)
+    return rule["tail"] == "pad" or (rule["tail"] == "center" and start == 0)
 
 
 def _has_frame(start: int, end: int, rule: Rule) -> bool:

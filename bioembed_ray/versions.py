@@ -1,7 +1,7 @@
 """What an encoder's numbers depend on, as a digest; and the encoder as the plan knows it.
 
 A version changes when, and only when, the numbers do: weights, architecture, layer, pooling,
-window, hop, tail, block grid, resampler, time expansion, channels, precision, stored type.
+window, hop, tail, least sound, block grid, resampler, time expansion, channels, precision, stored type.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def plan_encoder(name: str, job: Job) -> PlannedEncoder:
     rule = WindowRule(
         _samples(name, "window_s", config.window_s or facts.window_s, facts.rate_hz),
         _samples(name, "hop_s", config.hop_s or _default_hop(config, facts), facts.rate_hz),
-        config.tail,
+        config.tail if config.pad == "end" else config.pad,
+        0
+        if config.min_valid_s is None
+        else _samples(name, "min_valid_s", config.min_valid_s, facts.rate_hz),
     )
     _check(name, config, facts, rule, job)
     checkpoint = registry.checkpoint(name, config)
@@ -62,6 +65,8 @@ def plan_encoder(name: str, job: Job) -> PlannedEncoder:
         called = title(name, config, layer)
         content = _content(config, facts, checkpoint, shape, layer, job)
         windowed = {**content, "window": rule.window, "hop": rule.hop, "tail": rule.tail}
+        if rule.min_valid:
+            windowed["min_valid"] = rule.min_valid
         windowed["stored"] = job.embedding_dtype
         outputs.append(
             Output(
@@ -223,6 +228,10 @@ def _check(name: str, config: EncoderConfig, facts: Facts, rule: WindowRule, job
     ):
         if seconds > longest:
             raise ConfigError(f"{where}.{key}: got {seconds:g}; use at most {longest} s")
+    if rule.min_valid > rule.window:
+        raise ConfigError(
+            f"{where}.min_valid_s: got {config.min_valid_s:g}; a window has {window_s:g} s"
+        )
     if config.frames == "all" and facts.grid is None:
         raise ConfigError(f"{where}.frames: got 'all'; {facts.family} has no frames, use \"none\"")
     grid = facts.grid

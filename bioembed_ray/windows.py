@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bioembed_ray.audio.holes import Holes, overlap
 from bioembed_ray.encoders.base import FrameGrid
 
-Tail = Literal["pad", "drop", "shift"]
+Tail = Literal["pad", "cover", "drop", "shift", "center"]
 Positions = npt.NDArray[np.int64]
 
 
@@ -59,11 +59,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class WindowRule:
-    """Window length and hop in encoder samples, and what happens at the end."""
+    """Window and hop in encoder samples, what happens at the end, the least sound of a window."""
 
     window: int
     hop: int
     tail: Tail = "pad"
+    min_valid: int = 0
 
 
 def _ceil(value: Fraction | int) -> int:
@@ -81,9 +82,11 @@ def window_starts(
 ) -> Positions:
     """Return the windows that start inside a span.
 
-    The recording's windows start at 0, hop, 2 hop, … while start < duration. `drop` keeps those
-    that end inside the recording. `shift` keeps those too and, where sound is left over, adds one
-    that ends at the end (or starts at 0 in a recording shorter than a window, padded).
+    The recording's windows start at 0, hop, 2 hop, … while start < duration. `cover` begins none
+    after the first one that reaches the end. `drop` keeps those that end inside the recording, and
+    so does `center`, with one window where the recording is shorter. `shift` keeps those too and,
+    where sound is left over, adds one that ends at the end (or starts at 0 in a recording shorter
+    than a window, padded). Of all these, those with less than `min_valid` of sound are left out.
 
     Args:
         clock: Rates of recording and encoder.
@@ -108,19 +111,22 @@ def window_starts(
     ratio = clock.ratio
     first = _ceil(start * ratio / rule.hop)
     beyond = _ceil(min(bounds) * ratio / rule.hop)
-    if rule.tail == "pad" or n_native is None:
+    if n_native is None:
         return np.arange(first, max(first, beyond), dtype=np.int64) * rule.hop
-    n_full = max(0, _floor((n_native * ratio - rule.window) / rule.hop) + 1)
-    starts = np.arange(first, max(first, min(beyond, n_full)), dtype=np.int64) * rule.hop
-    if rule.tail == "drop":
-        return starts
+    spare = n_native * ratio - rule.window
+    n_full = max(0, _floor(spare / rule.hop) + 1)
+    n_cover = max(0, _ceil(spare / rule.hop)) + 1
+    most = {"pad": beyond, "cover": n_cover, "center": max(1, n_full)}
+    n_starts = min(beyond, most.get(rule.tail, n_full))
+    starts = np.arange(first, max(first, n_starts), dtype=np.int64) * rule.hop
     end = clock.length(n_native)
-    last_end = (n_full - 1) * rule.hop + rule.window if n_full else 0
-    shifted = max(0, end - rule.window)
-    is_inside = start <= shifted / ratio and (stop is None or shifted / ratio < stop)
-    if last_end < end and n_native > 0 and is_inside:
-        starts = np.append(starts, np.int64(shifted))
-    return starts
+    if rule.tail == "shift":
+        last_end = (n_full - 1) * rule.hop + rule.window if n_full else 0
+        shifted = max(0, end - rule.window)
+        is_inside = start <= shifted / ratio and (stop is None or shifted / ratio < stop)
+        if last_end < end and n_native > 0 and is_inside:
+            starts = np.append(starts, np.int64(shifted))
+    return starts[starts <= end - rule.min_valid]
 
 
 def valid_samples(

@@ -165,6 +165,17 @@ def spectrogram_image(
     return body.getvalue()
 
 
+def at_peak(samples: Wave, peak: float) -> Wave:
+    """Return samples (N,) scaled so that the loudest is at `peak`; silence stays silence.
+
+    Worked in float64: below a loudest of 2e-39, a denormal number, the factor is no float32, and what
+    comes of it, NaN, ends the process in LAME.
+    """
+    exact = samples.astype(np.float64)
+    loudest = float(np.abs(exact).max(initial=0.0))
+    return (exact * (peak / loudest)).astype(np.float32) if loudest > 0 else samples
+
+
 def compressed(sound: Sound, slowed: int = 1) -> bytes:
     """Return a sound as MP3, which every browser plays, at the same loudness whatever the site.
 
@@ -177,12 +188,10 @@ def compressed(sound: Sound, slowed: int = 1) -> bytes:
     """
     rate = sound.rate_hz / slowed
     target = next((r for r in MP3_RATES_HZ if r >= rate), MP3_RATES_HZ[-1])
-    samples = sound.samples
+    # Before resampling too, which sums: the loudest floats would add up to infinity.
+    samples = at_peak(sound.samples, PEAK)
     if rate != target:
-        samples = soxr.resample(samples, rate, target, quality="HQ")
-    loudest = float(np.abs(samples).max(initial=0.0))
-    if loudest > 0:
-        samples = samples * np.float32(PEAK / loudest)
+        samples = at_peak(soxr.resample(samples, rate, target, quality="HQ"), PEAK)
     body = io.BytesIO()
     # An encoder that gets less than a frame writes nothing that plays.
     samples = np.pad(samples, (0, max(0, 2304 - len(samples))))

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bioembed_ray.codebooks.rule import Centroids, Metric
+from bioembed_ray.unit_rows import unit_rows
 
 
 def align(centroids: Centroids, previous: Centroids, metric: Metric) -> npt.NDArray[np.int64]:
@@ -67,9 +68,4 @@ def drift(
 
 
 def _unit(centroids: Centroids, metric: Metric) -> npt.NDArray[np.float64]:
-    exact = centroids.astype(np.float64)
-    if metric == "euclidean":
-        return exact
-    norms = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float64] = exact / np.where(norms > 0, norms, 1.0)
-    return unit
+    return unit_rows(centroids) if metric == "cosine" else centroids.astype(np.float64)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from bioembed_ray.codebooks.rule import Centroids, Metric
+from bioembed_ray.unit_rows import unit_rows
 
 # Rows whose scores exist at once, per device.
 CPU_TILE, GPU_TILE = 512, 1 << 14
@@ -72,8 +73,7 @@ def make_codes(centroids: Centroids, metric: Metric, device: str = "cpu") -> Cod
     """
     exact = centroids.astype(np.float64)
     if metric == "cosine":
-        norms = np.linalg.norm(exact, axis=1, keepdims=True)
-        exact = exact / np.where(norms > 0, norms, 1.0)
+        exact = unit_rows(exact)
         offset = np.zeros(len(exact))
     else:
         offset = np.einsum("kd,kd->k", exact, exact)
@@ -135,9 +135,10 @@ def _distances(rows: torch.Tensor, chosen: torch.Tensor, metric: Metric) -> torc
     if metric == "euclidean":
         lengths: torch.Tensor = torch.linalg.vector_norm(rows - chosen, dim=1)
         return lengths
-    norms = torch.linalg.vector_norm(rows, dim=1).clamp_(min=torch.finfo(torch.float32).tiny)
-    cosines: torch.Tensor = (rows / norms[:, None] * chosen).sum(dim=1)
-    return 1.0 - cosines
+    # In float64, as `unit_rows` has it: a tiny row has a length too.
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64, keepdim=True)
+    units = (rows.double() / torch.where(norms > 0, norms, 1.0)).float()
+    return 1.0 - (units * chosen).sum(dim=1)
 
 
 def _nearest(rows: torch.Tensor, codes: Codes, first: int) -> npt.NDArray[np.int64]:

@@ -20,6 +20,12 @@ OUTPUT = click.option("--output", help="Folder or bucket prefix of the tables.")
 ENCODERS = click.option(
     "--encoders", help="Names with commas: beats,efficientnet,wav2vec2,hubert,ast,vqvae."
 )
+MIN_VALID = click.option(
+    "--min-valid-s",
+    type=click.FloatRange(0),
+    help="Least seconds of sound in a window; half of its length without it, 0 takes all. A shorter "
+    "recording keeps its first window.",
+)
 JOB = click.argument("job", required=False, metavar="[JOB.yaml]")
 
 

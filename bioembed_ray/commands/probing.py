@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bioembed_ray.commands.options import JOB, OUTPUT, SET, output_of
+from bioembed_ray.commands.options import JOB, MIN_VALID, OUTPUT, SET, output_of
 from bioembed_ray.config import mask_secrets
 
 
@@ -34,6 +34,7 @@ from bioembed_ray.config import mask_secrets
     show_default=True,
     help="Most windows read of an encoder, evenly over recordings.",
 )
+@MIN_VALID
 @click.option("--against-rest", help="Tell recordings with this label from all others.")
 @click.option("--to", "target", help="Folder or prefix; <output>/probe without it.")
 def probe(

@@ -57,6 +57,12 @@ def verify(job: str | None, output: str | None, overrides: Sequence[str]) -> Non
     "views (DuckDB); or several with commas.",
 )
 @click.option("--labels", metavar="COLUMN", help="hoplite: this manifest column as annotations.")
+@click.option(
+    "--min-valid-s",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="vectors: least seconds of sound in a window; all windows without it.",
+)
 @click.option("--keep-vectors", is_flag=True, help="atlas: write the vectors too.")
 @click.option("--relative", "is_relative", is_flag=True, help="views: paths below the output.")
 @click.option("--to", "folder", help="Folder or prefix; <output>/export without it.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from bioembed_ray.commands.options import JOB, OUTPUT, SET, output_of, say
+from bioembed_ray.commands.options import JOB, MIN_VALID, OUTPUT, SET, output_of, say
 from bioembed_ray.config import mask_secrets
 
 
@@ -31,6 +31,7 @@ from bioembed_ray.config import mask_secrets
 @click.option(
     "--recording", help="The recording shown in full; the longest one short enough without it."
 )
+@MIN_VALID
 @click.option(
     "--galleries",
     type=click.IntRange(0, 500),
@@ -46,6 +47,7 @@ def report(
     max_windows: int,
     max_clips: int,
     recording: str | None,
+    min_valid_s: float | None,
     galleries: int,
     target: str | None,
 ) -> None:
@@ -58,7 +60,7 @@ def report(
 
     where = output_of(job, output, overrides)
     folder = absolute(target) if target else join(where, "report")
-    options = ReportOptions(max_windows, max_clips, recording)
+    options = ReportOptions(max_windows, max_clips, recording, min_valid_s)
     shown = CodebookOptions(recording=recording, galleries=galleries)
     pages = partial(codebook_pages, options=shown, say=say)
     for line in write_report(where, options, folder, say, pages):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bioembed_ray.commands.options import JOB, OUTPUT, SET, output_of, say
+from bioembed_ray.commands.options import JOB, MIN_VALID, OUTPUT, SET, output_of, say
 from bioembed_ray.config import mask_secrets
 from bioembed_ray.errors import ConfigError
 
@@ -45,6 +45,7 @@ class Asked:
     channel: int | None
     per_recording: int | None
     exclude_self: bool
+    min_valid_s: float | None
     use_index: bool
     build_index: bool
     join: tuple[str, ...]
@@ -92,6 +93,7 @@ class Asked:
 @click.option("--channel", type=int, help="Only this channel, of --recording too.")
 @click.option("--per-recording", type=click.IntRange(1), help="Most hits of one recording.")
 @click.option("--exclude-self", is_flag=True, help="No hits that overlap --recording's window.")
+@MIN_VALID
 @click.option("--index", "use_index", is_flag=True, help="Look into the index, not everywhere.")
 @click.option("--build-index", is_flag=True, help="Build the index, again where one stands.")
 @click.option("--join", multiple=True, metavar="COLUMN", help="Beside the hits, of recordings/.")
@@ -119,7 +121,7 @@ def search(job: str | None, output: str | None, overrides: Sequence[str], **opti
         return
     query = _query(rows, asked)
     found = _found(rows, query, asked, among)
-    for line in _remarks(rows, query, found, among):
+    for line in _remarks(rows, query, found, among, asked):
         say(line)
     known = results.recordings().column_names
     extra = [*USUAL, *(pair.partition("=")[0] for pair in asked.where), *asked.join]
@@ -161,6 +163,7 @@ def _found(rows: Rows, query: Query, asked: Asked, among: Among) -> Found:
         query.own if asked.exclude_self else None,
         on_channel(asked.channel),
         among.condition,
+        asked.min_valid_s,
     )
     if asked.use_index or asked.build_index:
         return search_index.look_up(rows, wanted)
@@ -174,11 +177,16 @@ def _build_index(rows: Rows) -> None:
         say(line)
 
 
-def _remarks(rows: Rows, query: Query, found: Found, among: Among) -> list[str]:
+def _remarks(rows: Rows, query: Query, found: Found, among: Among, asked: Asked) -> list[str]:
     remarks = [f"{query.title}: compared with {found.n_compared:,} windows"]
     if "RANDOM" in rows.weights:
         name = rows.partition.encoder
         remarks.append(f"{name}: weights are {rows.weights}; that windows are alike means nothing")
+    if found.n_left_out:
+        remarks.append(
+            f"{found.n_left_out:,} windows with less than {rows.enough(asked.min_valid_s).least_s:g} s of "
+            f"sound are left out; --min-valid-s 0 takes them in"
+        )
     if found.n_unusable:
         remarks.append(f"{found.n_unusable:,} windows are zero or not finite and have no score")
     if among.n_without_zone:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from bioembed_ray.codebooks.frame_parts import row_hashes
 from bioembed_ray.rows import vectors_of
+from bioembed_ray.unit_rows import unit_rows
 
 # Windows whose neighbours are compared: those with the smallest hashes.
 NEIGHBOURS, NEIGHBOUR_SAMPLE = 10, 2000
@@ -150,8 +151,7 @@ def neighbour_overlap(old: Vectors, new: Vectors, k: int) -> float | None:
 
 
 def _nearest(vectors: Vectors, k: int) -> list[list[int]]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.where(norms > 0, norms, 1.0)
+    unit = unit_rows(vectors)
     likeness = unit @ unit.T
     np.fill_diagonal(likeness, -np.inf)
     order = np.argsort(-likeness, axis=1, kind="stable")[:, :k]

@@ -7,12 +7,25 @@ the first file, `File Offset (s)` from the start of the file that `Begin Path` n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 # Read by file managers, and by Raven's own file dialogue.
 RAVEN_SUFFIX = ".selections.txt"
 AUDACITY_SUFFIX = ".labels.txt"
+RAVEN_COLUMNS = (
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "High Freq (Hz)",
+    "File Offset (s)",
+    "Begin Path",
+    "Annotation",
+    "Score",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +60,47 @@ class Annotation:
 def raven_table(rows: Sequence[Annotation]) -> str:
     """Return a selection table for Raven, of one file or of many opened in the order they first appear.
 
-    Columns are Raven's own, then `Annotation`, and `Score` where a row has one. Channels count from
-    1, as Raven's do; a selection ends where its recording does. Numbers have a decimal point, so
-    that readers that tell integers from floats take them.
-
     Args:
         rows: In the order in which they shall be numbered.
 
     Returns:
-        Tab-separated text with a header.
+        Tab-separated text with a header; `Score` is a column where a row has one.
     """
-    begins = _file_begins(rows)
-    columns: dict[str, list[object]] = {
-        "Selection": list(range(1, len(rows) + 1)),
-        "View": ["Spectrogram 1"] * len(rows),
-        "Channel": [row.channel + 1 for row in rows],
-        "Begin Time (s)": [_number(begins[row.recording] + row.start_s) for row in rows],
-        "End Time (s)": [_number(begins[row.recording] + _end(row)) for row in rows],
-        "Low Freq (Hz)": [_number(row.low_hz) for row in rows],
-        "High Freq (Hz)": [_number(row.high_hz) for row in rows],
-        "File Offset (s)": [_number(row.start_s) for row in rows],
-        "Begin Path": [_line(row.path) for row in rows],
-        "Annotation": [_line(row.label) for row in rows],
-    }
-    if any(row.score is not None for row in rows):
-        columns["Score"] = ["" if row.score is None else _number(row.score) for row in rows]
-    return _tabbed(columns, header=True)
+    has_scores = any(row.score is not None for row in rows)
+    return "".join(raven_lines(rows, _file_begins(rows), has_scores))
+
+
+def raven_lines(
+    rows: Iterable[Annotation], begins: Mapping[str, float], has_scores: bool = False
+) -> Iterator[str]:
+    """Yield the lines of a selection table, the header first.
+
+    Columns are Raven's own, then `Annotation`, and `Score`. Channels count from 1, as Raven's do; a
+    selection ends where its recording does. Numbers have a decimal point, so that readers that tell
+    integers from floats take them.
+
+    Args:
+        rows: In the order in which they shall be numbered.
+        begins: Recording -> where it begins when all are opened one after the other, in seconds.
+        has_scores: Whether there is a column `Score`.
+    """
+    yield _tabbed(RAVEN_COLUMNS if has_scores else RAVEN_COLUMNS[:-1])
+    for number, row in enumerate(rows, 1):
+        cells = [
+            str(number),
+            "Spectrogram 1",
+            str(row.channel + 1),
+            _number(begins[row.recording] + row.start_s),
+            _number(begins[row.recording] + _end(row)),
+            _number(row.low_hz),
+            _number(row.high_hz),
+            _number(row.start_s),
+            _line(row.path),
+            _line(row.label),
+        ]
+        if has_scores:
+            cells.append("" if row.score is None else _number(row.score))
+        yield _tabbed(cells)
 
 
 def audacity_labels(rows: Iterable[Annotation]) -> str:
@@ -81,17 +109,14 @@ def audacity_labels(rows: Iterable[Annotation]) -> str:
     Returns:
         Tab-separated text without a header, which is how Audacity reads and writes labels.
     """
-    ordered = sorted(rows, key=lambda row: (row.start_s, row.end_s))
-    labels = [
-        row.label if row.score is None else f"{row.label} {row.score:.3f}".strip()
-        for row in ordered
-    ]
-    columns: dict[str, list[object]] = {
-        "start": [_number(row.start_s) for row in ordered],
-        "end": [_number(_end(row)) for row in ordered],
-        "label": [_line(label) for label in labels],
-    }
-    return _tabbed(columns, header=False)
+    return "".join(audacity_lines(sorted(rows, key=lambda row: (row.start_s, row.end_s))))
+
+
+def audacity_lines(rows: Iterable[Annotation]) -> Iterator[str]:
+    """Yield the lines of a label track, of rows in the order of time."""
+    for row in rows:
+        label = row.label if row.score is None else f"{row.label} {row.score:.3f}".strip()
+        yield _tabbed([_number(row.start_s), _number(_end(row)), _line(label)])
 
 
 def by_recording(rows: Iterable[Annotation]) -> dict[str, list[Annotation]]:
@@ -144,8 +169,6 @@ def _line(text: str) -> str:
     return re.sub(r"[\t\r\n]+", " ", text)
 
 
-def _tabbed(columns: dict[str, list[object]], header: bool) -> str:
-    """Return tab-separated lines; neither program knows quotes."""
-    lines = ["\t".join(columns)] if header else []
-    lines += ["\t".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
-    return "".join(f"{line}\n" for line in lines)
+def _tabbed(cells: Sequence[str]) -> str:
+    """Return a tab-separated line; neither program knows quotes."""
+    return "\t".join(cells) + "\n"

@@ -21,6 +21,7 @@ from bioembed_ray import storage
 from bioembed_ray.exports.rows import Chosen
 from bioembed_ray.rows import vectors_of
 from bioembed_ray.umap_maps import FittedMap, fit_map
+from bioembed_ray.unit_rows import unit_rows
 
 N_FIT = 20_000
 N_NEIGHBORS = 15
@@ -45,7 +46,7 @@ def export_atlas(chosen: Chosen, folder: str, keep_vectors: bool) -> Iterator[st
         InputError, StorageError: see `Chosen.batches`.
     """
     uri = storage.join(folder, f"{chosen.title}_atlas.parquet")
-    n_rows = sum(len(batch) for batch in chosen.batches(is_described=False))
+    n_rows = chosen.count()
     drawn = np.arange(n_rows)
     if n_rows > N_FIT:
         drawn = np.sort(np.random.default_rng(0).permutation(n_rows)[:N_FIT])
@@ -100,8 +101,7 @@ def _coordinates(
 def _neighbors(vectors: Vectors) -> pa.StructArray:
     """Return ids (zero-based rows) and cosine distances of each row's nearest others, nearest first."""
     n_near = min(N_NEIGHBORS, len(vectors) - 1)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.where(lengths > 0, lengths, 1)
+    unit = unit_rows(vectors).astype(np.float32)
     ids = np.empty((len(unit), n_near), np.int64)
     distances = np.empty((len(unit), n_near), np.float32)
     for low in range(0, len(unit), BLOCK_ROWS):

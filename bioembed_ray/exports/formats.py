@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bioembed_ray.errors import ConfigError
-from bioembed_ray.exports.rows import Level, Pool
+from bioembed_ray.exports.pooling import Pool
+from bioembed_ray.exports.rows import Level
 
 VECTORS = ("npy", "pt", "csv", "datasets", "hoplite", "atlas")
 TOKENS = ("text", "runs", "raven", "audacity")
@@ -29,6 +30,7 @@ class Request:
         codebooks: Codebooks whose tokens are exported, instead of vectors.
         labels: Column of recordings/ whose values become hoplite's annotations.
         keep_vectors: Whether `atlas` writes vectors too.
+        min_valid_s: Least seconds of sound in a window; 0 takes all.
         is_relative: Whether `views` has paths relative to the output.
     """
 
@@ -42,6 +44,7 @@ class Request:
     codebooks: tuple[str, ...] = ()
     labels: str | None = None
     keep_vectors: bool = False
+    min_valid_s: float = 0.0
     is_relative: bool = False
 
 
@@ -89,6 +92,8 @@ def check(request: Request) -> None:
         raise ConfigError("--labels: only hoplite holds annotations; add --format hoplite")
     if request.keep_vectors and "atlas" not in vectors:
         raise ConfigError("--keep-vectors: is for --format atlas; the others hold vectors anyway")
+    if request.min_valid_s and not vectors:
+        raise ConfigError(f"--min-valid-s: is for {', '.join(VECTORS)}")
     if request.is_relative and "views" not in request.formats:
         raise ConfigError("--relative: is for --format views")
 
@@ -129,15 +134,19 @@ def _export_vectors(request: Request) -> Iterator[str]:
     from bioembed_ray.exports.atlas import export_atlas
     from bioembed_ray.exports.datasets import export_dataset, write_card
     from bioembed_ray.exports.hoplite import export_hoplite
-    from bioembed_ray.exports.rows import chosen_of
+    from bioembed_ray.exports.rows import Chosen
     from bioembed_ray.exports.vectors import export_arrays, export_csv
     from bioembed_ray.results import open_output
 
     results = open_output(request.output)
     arrays = tuple(kind for kind in request.formats if kind in {"npy", "pt"})
-    for chosen in chosen_of(
-        results, request.encoders, request.version, request.level, request.pool
-    ):
+    settings = (request.level, request.pool, request.min_valid_s, request.folder)
+    # All are found before the first is written.
+    every = [
+        Chosen(name, results.windows(name, request.version), *settings)
+        for name in request.encoders or tuple(results.encoders)
+    ]
+    for chosen in every:
         if arrays:
             yield from export_arrays(chosen, arrays, request.folder)
         if "csv" in request.formats:

@@ -2,34 +2,34 @@
 
 The folder holds `hoplite.sqlite` and `usearch.index`, and the CSV files that hoplite reads from the
 root of a dataset. Vectors are float16 and compared by inner product, which is hoplite's default.
-The index is built in memory: two bytes per number and some 300 bytes per window.
+The index is a graph, some 200 bytes per window in memory, of vectors that lie in a file and are mapped:
+two bytes per number, which are resident while there is room and the system's to take back.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
+import pyarrow.compute as pc
 
 from bioembed_ray import schema, storage
 from bioembed_ray.errors import InputError
 from bioembed_ray.exports import hoplite_tables as tables
-from bioembed_ray.exports.hoplite_tables import Column, Deployment, Recording
+from bioembed_ray.exports.hoplite_recordings import Archive, archive_of, base_path
+from bioembed_ray.exports.in_order import scratch_file
 from bioembed_ray.exports.rows import Chosen
+from bioembed_ray.exports.text_file import text_file
 from bioembed_ray.rows import vectors_of
 
-# Columns of the database that are no further columns.
-TAKEN = {"id", "filename", "datetime", "deployment_id", "recording", "deployment"}
-TAKEN |= {"latitude", "longitude"}
-# Two of them stand elsewhere: the site is the deployment, the time is `datetime`.
-ELSEWHERE = {"site", "latitude", "longitude", "recorded_at"}
 # Left by a reader that was killed; SQLite would apply them to the new database.
 SIDE_FILES = ("-wal", "-shm", "-journal")
+ADDED_ROWS = 8192
 
 
 def export_hoplite(chosen: Chosen, folder: str, labels: str | None) -> Iterator[str]:
@@ -45,7 +45,7 @@ def export_hoplite(chosen: Chosen, folder: str, labels: str | None) -> Iterator[
         StorageError: reading or writing failed.
     """
     place = storage.join(folder, f"{chosen.name}_hoplite")
-    known = chosen.rows.recordings().sort_by("recording")
+    known = chosen.rows.recordings()
     if labels is not None and labels not in known.column_names:
         extra = [n for n in known.column_names if n not in schema.RECORDINGS.names]
         raise InputError(
@@ -53,14 +53,13 @@ def export_hoplite(chosen: Chosen, folder: str, labels: str | None) -> Iterator[
             f"{', '.join(extra) or 'none'}"
         )
     base = base_path(known)
-    project = re.split(r"[/\\]", base.rstrip("/"))[-1] or "archive"
-    deployments, recordings, columns = _describe(chosen, known, project, labels)
+    archive = archive_of(known, base, chosen.describing(), labels)
     database_uri = storage.join(place, tables.DATABASE)
     index_uri = storage.join(place, tables.INDEX)
     dim = chosen.rows.arrow.schema.field("embedding").type.list_size
     metadata = {
         tables.USEARCH_KEY: _usearch_config(dim),
-        "audio_sources": {"audio_globs": [_audio_source(project, base)]},
+        "audio_sources": {"audio_globs": [_audio_source(archive.project, base)]},
         "model_config": {
             # Hoplite cannot run these encoders: it searches and labels what is here.
             "model_key": f"bioembed_ray_{chosen.name}",
@@ -71,96 +70,30 @@ def export_hoplite(chosen: Chosen, folder: str, labels: str | None) -> Iterator[
         },
     }
     with storage.writing(index_uri) as index_path, storage.writing(database_uri) as path:
-        provenance = f"manifest column {labels}"
         database = tables.create_database(
-            path, project, deployments, recordings, columns, metadata, provenance
+            path,
+            archive.project,
+            archive.deployments.values(),
+            archive.recordings,
+            archive.columns,
+            metadata,
+            f"manifest column {labels}",
         )
-        ids = {one.filename: one.id for one in recordings}
-        index = _index(dim)
-        n_rows = _add_windows(chosen, ids, database, index)
-        tables.finish(database)
-        index.save(str(index_path))
+        with scratch_file(place) as vectors:
+            n_rows = _add_windows(chosen, archive, database, vectors)
+            tables.finish(database)
+            _save_index(vectors, (n_rows, dim), index_path)
         for ending in SIDE_FILES:
             storage.delete(f"{database_uri}{ending}")
     yield f"{database_uri}  {n_rows} windows"
     yield index_uri
-    for name, body in _side_files(deployments, recordings, columns, labels):
+    for name, header, rows in _side_files(archive):
         uri = storage.join(place, name)
-        storage.put(uri, body)
+        with text_file(uri) as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
         yield uri
-
-
-def base_path(recordings: pa.Table) -> str:
-    """Return the folder or prefix that names are relative to, empty where they have no common one.
-
-    Args:
-        recordings: Columns `uri` and `recording`.
-    """
-    found = set()
-    for uri, name in zip(
-        recordings.column("uri").to_pylist(),
-        recordings.column("recording").to_pylist(),
-        strict=True,
-    ):
-        found.add(uri.removesuffix(name).rstrip("/") if uri.endswith(f"/{name}") else "")
-    return found.pop() if len(found) == 1 else ""
-
-
-def _describe(
-    chosen: Chosen, known: pa.Table, project: str, labels: str | None
-) -> tuple[list[Deployment], list[Recording], list[Column]]:
-    names = [name for name in chosen.describing() if name not in ELSEWHERE]
-    columns = _columns(known, names)
-    deployments: dict[str, Deployment] = {}
-    recordings: list[Recording] = []
-    for row in known.to_pylist():
-        filename = row["recording"]
-        # Hoplite's own rule where no site is known: the first folder, else the dataset.
-        folder = filename.split("/")[0] if "/" in filename else project
-        site = row.get("site") or folder
-        new = Deployment(len(deployments) + 1, site, row.get("latitude"), row.get("longitude"))
-        place = deployments.setdefault(site, new)
-        if place.latitude is None and new.latitude is not None:
-            deployments[site] = Deployment(place.id, site, new.latitude, new.longitude)
-        recordings.append(
-            Recording(
-                len(recordings) + 1,
-                filename,
-                row.get("recorded_at"),
-                place.id,
-                row.get("duration_s"),
-                tuple(_plain(row[column.source]) for column in columns),
-                _labels(row[labels]) if labels else (),
-            )
-        )
-    return list(deployments.values()), recordings, columns
-
-
-def _columns(known: pa.Table, names: list[str]) -> list[Column]:
-    """Return further columns with names that are plain identifiers, each once."""
-    taken = set(TAKEN)
-    columns = []
-    for name in names:
-        plain = re.sub(r"\W", "_", name, flags=re.ASCII)
-        plain = plain if re.match("[A-Za-z_]", plain) else f"_{plain}"
-        # SQLite does not tell capitals apart.
-        while plain.lower() in taken:
-            plain = f"{plain}_"
-        taken.add(plain.lower())
-        kind = known.schema.field(name).type
-        is_int = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-        word = "int" if is_int else "float" if pa.types.is_floating(kind) else "str"
-        columns.append(Column(name, plain, word))
-    return columns
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | float | str) else str(value)
-
-
-def _labels(value: Any) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    return tuple(str(one) for one in values if one not in (None, ""))
 
 
 def _usearch_config(dim: int) -> dict[str, Any]:
@@ -186,43 +119,56 @@ def _audio_source(project: str, base: str) -> dict[str, Any]:
     }
 
 
-def _index(dim: int) -> Any:
+def _save_index(vectors: BinaryIO, shape: tuple[int, int], path: Path) -> None:
+    """Write the index of float16 vectors that stand in a file; row k has the key k + 1."""
     from usearch.index import Index, MetricKind, ScalarKind
 
-    return Index(
-        ndim=dim,
+    index = Index(
+        ndim=shape[1],
         metric=MetricKind.IP,
         dtype=ScalarKind.F16,
         expansion_add=tables.EXPANSION_ADD,
         expansion_search=tables.EXPANSION_SEARCH,
     )
+    # Lent, not copied: the index points to them until it is saved.
+    lent = np.memmap(vectors, np.float16, "r", shape=shape)
+    for first in range(0, shape[0], ADDED_ROWS):
+        some = lent[first : first + ADDED_ROWS]
+        index.add(np.arange(first + 1, first + 1 + len(some)), some, copy=False)
+    index.save(str(path))
 
 
-def _add_windows(chosen: Chosen, ids: dict[str, int], database: Any, index: Any) -> int:
+def _add_windows(chosen: Chosen, archive: Archive, database: Connection, vectors: BinaryIO) -> int:
+    """Insert windows, and write their vectors one after the other; return how many there are."""
+    names = archive.known.column("recording").combine_chunks()
     n_rows = 0
     for batch in chosen.batches(is_described=False):
-        vectors = _half(vectors_of(batch.column("embedding")), chosen.name)
-        unknown = set(batch.column("recording").to_pylist()) - ids.keys()
-        if unknown:
+        vectors.write(_half(vectors_of(batch.column("embedding")), chosen.name).data)
+        places = pc.index_in(batch.column("recording"), names)
+        if places.null_count:
+            unknown = batch.column("recording").filter(places.is_null())
             raise InputError(
-                f"{min(unknown)}: recordings/ does not know it yet; let `bioembed run` end first"
+                f"{pc.min(unknown)}: recordings/ does not know it yet; let `bioembed run` end first"
             )
-        columns = ("recording", "start_s", "end_s", "channel", "valid_s")
-        rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+        ids = pc.add(places, 1).to_pylist()
+        columns = ("start_s", "end_s", "channel", "valid_s")
+        rows = zip(ids, *(batch.column(name).to_pylist() for name in columns), strict=True)
         keys = np.arange(n_rows + 1, n_rows + 1 + len(batch))
         tables.insert_windows(
             database,
             (
-                (int(key), ids[name], tables.offsets(start, end), channel, valid)
-                for key, (name, start, end, channel, valid) in zip(keys, rows, strict=True)
+                (key, recording, tables.offsets(start, end), channel, valid)
+                for key, (recording, start, end, channel, valid) in zip(
+                    keys.tolist(), rows, strict=True
+                )
             ),
         )
-        index.add(keys, vectors)
         n_rows += len(batch)
+    vectors.flush()
     return n_rows
 
 
-def _half(vectors: Any, name: str) -> Any:
+def _half(vectors: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:
     with np.errstate(over="ignore"):
         found = vectors.astype(np.float16)
     if not np.isfinite(found).all():
@@ -233,53 +179,39 @@ def _half(vectors: Any, name: str) -> Any:
     return found
 
 
-def _side_files(
-    deployments: list[Deployment],
-    recordings: list[Recording],
-    columns: list[Column],
-    labels: str | None,
-) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the CSV files that hoplite reads from a dataset's root."""
+def _side_files(archive: Archive) -> Iterator[tuple[str, list[str], Iterable[Sequence[Any]]]]:
+    """Yield name, header and rows of the CSV files that hoplite reads from a dataset's root."""
     # Hoplite keys them by field name, so a name stands for one level only.
     described = [
         ("deployment", "deployment", "str", "site, or first folder"),
         ("latitude", "deployment", "float", "degrees"),
         ("longitude", "deployment", "float", "degrees"),
         ("recording", "recording", "str", "path below the base path"),
-        *((one.name, "recording", one.kind, one.source) for one in columns),
+        *((one.name, "recording", one.kind, one.source) for one in archive.columns),
     ]
     yield (
         "hoplite_metadata_description.csv",
-        _csv(["field_name", "metadata_level", "type", "description"], described),
+        ["field_name", "metadata_level", "type", "description"],
+        described,
     )
     yield (
         "hoplite_deployments_metadata.csv",
-        _csv(
-            ["deployment", "latitude", "longitude"],
-            [(one.name, one.latitude, one.longitude) for one in deployments],
-        ),
+        ["deployment", "latitude", "longitude"],
+        ((one.name, one.latitude, one.longitude) for one in archive.deployments.values()),
     )
     yield (
         "hoplite_recordings_metadata.csv",
-        _csv(
-            ["recording", *(one.name for one in columns)],
-            [(one.filename, *one.more) for one in recordings],
-        ),
+        ["recording", *(one.name for one in archive.columns)],
+        ((one.filename, *one.more) for one in archive.recordings()),
     )
-    if labels is not None:
-        rows = [
-            (one.filename, 0.0, one.duration_s, label, "positive")
-            for one in recordings
-            if one.duration_s is not None
-            for label in one.labels
-        ]
-        header = ["recording", "start_offset_s", "end_offset_s", "label", "label_type"]
-        yield "hoplite_annotations.csv", _csv(header, rows)
-
-
-def _csv(header: list[str], rows: list[tuple[Any, ...]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    if archive.labels is not None:
+        yield (
+            "hoplite_annotations.csv",
+            ["recording", "start_offset_s", "end_offset_s", "label", "label_type"],
+            (
+                (one.filename, 0.0, one.duration_s, label, "positive")
+                for one in archive.recordings()
+                if one.duration_s is not None
+                for label in one.labels
+            ),
+        )

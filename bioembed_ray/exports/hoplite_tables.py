@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,9 @@ class Column:
 def create_database(
     path: Path,
     project: str,
-    deployments: list[Deployment],
-    recordings: list[Recording],
-    columns: list[Column],
+    deployments: Iterable[Deployment],
+    recordings: Callable[[], Iterable[Recording]],
+    columns: Sequence[Column],
     metadata: dict[str, Any],
     provenance: str,
 ) -> sqlite3.Connection:
@@ -144,7 +144,7 @@ def create_database(
         path: A file that does not exist yet.
         project: Of all deployments: the dataset's name.
         deployments: Sites.
-        recordings: Recordings.
+        recordings: Gives recordings, whenever they are asked for.
         columns: Further columns of recordings.
         metadata: Values of hoplite_metadata.
         provenance: Where labels come from.
@@ -166,17 +166,17 @@ def create_database(
     marks = ", ".join("?" * (4 + len(columns)))
     database.executemany(
         f"INSERT INTO recordings VALUES ({marks})",
-        [(r.id, r.filename, r.recorded_at, r.deployment, *r.more) for r in recordings],
+        ((r.id, r.filename, r.recorded_at, r.deployment, *r.more) for r in recordings()),
     )
     database.executemany(
         "INSERT INTO annotations (recording_id, offsets, label, label_type, provenance) "
         "VALUES (?, ?, ?, ?, ?)",
-        [
+        (
             (r.id, offsets(0.0, r.duration_s), label, POSITIVE, provenance)
-            for r in recordings
+            for r in recordings()
             if r.duration_s is not None
             for label in r.labels
-        ],
+        ),
     )
     return database
 

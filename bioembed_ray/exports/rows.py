@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from bioembed_ray import schema
 from bioembed_ray.errors import InputError
-from bioembed_ray.results import Results
-from bioembed_ray.rows import BATCH_ROWS, BOOKKEEPING, Rows, vectors_of
+from bioembed_ray.exports.in_order import in_order
+from bioembed_ray.exports.pooling import Pool, pooled, tracks_of
+from bioembed_ray.rows import BOOKKEEPING, Rows
 
 Level = Literal["window", "recording"]
-Pool = Literal["mean", "max", "concat"]
 
 # Columns of recordings/ that tell what a recording is; how it was stored and read is left out.
 DESCRIBING = (
@@ -40,12 +38,16 @@ class Chosen:
         rows: Its windows.
         level: `window` or `recording`.
         pool: How a recording's windows become one vector.
+        min_valid_s: Least seconds of sound in a window; 0 takes all.
+        folder: Where they go; what is sorted waits on its disk.
     """
 
     name: str
     rows: Rows
-    level: Level
-    pool: Pool
+    level: Level = "window"
+    pool: Pool = "mean"
+    min_valid_s: float = 0.0
+    folder: str = "."
 
     @property
     def title(self) -> str:
@@ -55,13 +57,15 @@ class Chosen:
     @property
     def facts(self) -> dict[str, str]:
         """What is said of the vectors wherever they go."""
-        pooled = {"pool": self.pool} if self.level == "recording" else {}
+        pooled_by = {"pool": self.pool} if self.level == "recording" else {}
+        least = {"min_valid_s": f"{self.min_valid_s:g}"} if self.min_valid_s else {}
         return {
             "encoder": self.name,
             "version": self.rows.version,
             "weights": self.rows.weights,
             "level": self.level,
-            **pooled,
+            **pooled_by,
+            **least,
         }
 
     def describing(self) -> list[str]:
@@ -71,8 +75,14 @@ class Chosen:
         known = {*schema.RECORDINGS.names, *BOOKKEEPING}
         return own + [name for name in names if name not in known]
 
+    def count(self) -> int:
+        """Return the number of rows."""
+        if self.level == "window":
+            return self.rows.count(min_valid_s=self.min_valid_s)
+        return len(tracks_of(self._windows("recording", "channel")))
+
     def batches(self, *, is_described: bool) -> Iterator[pa.RecordBatch]:
-        """Yield rows in the order of parts, the vector last; always the same order.
+        """Yield rows, the vector last: windows in the order of parts, recordings in their own.
 
         Args:
             is_described: Whether columns of recordings/ ride along.
@@ -83,108 +93,32 @@ class Chosen:
         """
         join = self.describing() if is_described else []
         if self.level == "window":
-            batches = self.rows.batches(join=join)
+            found = self.rows.batches(join=join, min_valid_s=self.min_valid_s)
         else:
-            table = self.rows.with_recordings(self.table(), join)
-            batches = iter(table.to_batches(max_chunksize=BATCH_ROWS))
+            found = (self.rows.with_recordings(batch, join) for batch in self._pooled())
         is_empty = True
-        for batch in batches:
+        for batch in found:
             is_empty = False
             names = [name for name in batch.schema.names if name != "embedding"]
             yield batch.select([*names, "embedding"])
         if is_empty:
             raise InputError(f"{self.name}: not one window stands; `bioembed status` says why")
 
-    def table(self) -> pa.Table:
-        """Return all rows, sorted by recording, channel and time.
+    def sorted_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield rows sorted by recording, channel and time; see `batches`."""
+        batches = self.batches(is_described=False)
+        return batches if self.level == "recording" else in_order(batches, "embedding", self.folder)
 
-        Raises:
-            InputError, StorageError: see `batches`.
-        """
-        columns = ["recording", "channel", "embedding"]
-        if self.level == "window":
-            return self.rows.table()
+    def _pooled(self) -> Iterator[pa.RecordBatch]:
         if self.pool == "concat":
-            return pool_windows([self.rows.table(columns=columns)], self.pool)
-        return pool_windows(self.rows.batches(columns=columns), self.pool)
+            counts = tracks_of(self._windows("recording", "channel")).values()
+            if len(set(counts)) > 1:
+                raise InputError(
+                    f"--pool concat: recordings have {min(counts)} to {max(counts)} windows; "
+                    f"use mean or max, or --level window"
+                )
+        windows = self._windows("recording", "channel", "start_s", "embedding")
+        return pooled(windows, self.pool, self.folder)
 
-
-def chosen_of(
-    results: Results, encoders: tuple[str, ...], version: str | None, level: Level, pool: Pool
-) -> list[Chosen]:
-    """Return what is exported of some encoders, of all where none is named.
-
-    Raises:
-        InputError: no such encoder or version.
-    """
-    names = encoders or tuple(results.encoders)
-    return [Chosen(name, results.windows(name, version), level, pool) for name in names]
-
-
-def pool_windows(batches: Iterable[pa.RecordBatch | pa.Table], pool: Pool) -> pa.Table:
-    """Return one row per recording and channel, sorted: its number of windows, its vector.
-
-    What is held is one vector per recording and channel, and all windows for `concat`.
-
-    Args:
-        batches: Windows, at least one batch; for `concat` a single one, sorted.
-        pool: `mean`, `max`, or `concat` for all windows in a row.
-
-    Raises:
-        InputError: `concat` over recordings with different numbers of windows.
-    """
-    found: dict[tuple[str, int], tuple[int, npt.NDArray[Any]]] = {}
-    dim = 0
-    for batch in batches:
-        # A day has 172,800 windows: summed in float32 their mean is off by 1e-5.
-        vectors = vectors_of(batch.column("embedding")).astype(np.float64)
-        dim = vectors.shape[1]
-        edges, keys = _stretches(batch)
-        groups = np.split(vectors, edges[1:]) if edges else []
-        for key, group in zip(keys, groups, strict=True):
-            n, before = found.get(key, (0, None))
-            found[key] = n + len(group), _pool(before, group, pool)
-    keys = sorted(found)
-    counts = [found[key][0] for key in keys]
-    if pool == "concat" and counts:
-        if len(set(counts)) > 1:
-            raise InputError(
-                f"--pool concat: recordings have {min(counts)} to {max(counts)} windows; "
-                f"use mean or max, or --level window"
-            )
-        dim *= counts[0]
-    vectors = np.array([found[key][1] for key in keys], np.float64).reshape(len(keys), dim)
-    if pool == "mean":
-        vectors /= np.array(counts, np.float64)[:, None]
-    flat = pa.array(vectors.astype(np.float32).reshape(-1))
-    return pa.table(
-        {
-            "recording": pa.array([name for name, _ in keys], pa.string()),
-            "channel": pa.array([channel for _, channel in keys], pa.int16()),
-            "n_windows": pa.array(counts, pa.int64()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, dim),
-        }
-    )
-
-
-def _pool(
-    before: npt.NDArray[Any] | None, group: npt.NDArray[np.float64], pool: Pool
-) -> npt.NDArray[Any]:
-    """Return what pooled windows are once more windows have joined them; sums for `mean`."""
-    if pool == "concat":
-        return group.reshape(-1) if before is None else np.concatenate([before, group.reshape(-1)])
-    own = group.sum(axis=0) if pool == "mean" else group.max(axis=0)
-    if before is None:
-        return np.asarray(own)
-    return np.asarray(before + own if pool == "mean" else np.maximum(before, own))
-
-
-def _stretches(
-    rows: pa.RecordBatch | pa.Table,
-) -> tuple[list[int], list[tuple[str, int]]]:
-    """Return where stretches of one recording and channel begin, and whose they are."""
-    names = rows.column("recording").to_pylist()
-    channels = rows.column("channel").to_pylist()
-    keys = list(zip(names, channels, strict=True))
-    edges = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
-    return edges, [keys[i] for i in edges]
+    def _windows(self, *columns: str) -> Iterator[pa.RecordBatch]:
+        return self.rows.batches(columns=columns, min_valid_s=self.min_valid_s)

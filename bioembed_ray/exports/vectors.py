@@ -1,90 +1,70 @@
-"""Window rows become arrays that other programs read: one row per window or per recording."""
+"""Rows of vectors become files that other programs read, a batch at a time."""
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from bioembed_ray import storage
+from bioembed_ray.exports.in_order import scratch_file
 from bioembed_ray.exports.rows import Chosen
+from bioembed_ray.exports.text_file import text_file
+from bioembed_ray.exports.torch_file import write_tensor
 from bioembed_ray.rows import vectors_of
 
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """Vectors and what each row is.
-
-    Attributes:
-        vectors: (rows, D) float32.
-        index: One row of the index per row of `vectors`.
-        columns: Names of the index's columns.
-    """
-
-    vectors: npt.NDArray[np.float32]
-    index: Sequence[tuple[object, ...]]
-    columns: tuple[str, ...]
-
-
-def as_arrays(table: pa.Table) -> Exported:
-    """Return the vectors of a table, and its other columns as their index."""
-    columns = tuple(name for name in table.column_names if name != "embedding")
-    index = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
-    # A copy, since Arrow's memory is not for writing and torch complains.
-    return Exported(np.array(vectors_of(table.column("embedding"))), index, columns)
-
-
-def write(exported: Exported, uri: str, formats: tuple[str, ...]) -> list[str]:
-    """Put the vectors in each format, and the index as CSV beside them; return what was put.
-
-    Args:
-        exported: Vectors and index.
-        uri: Where, without an extension.
-        formats: Of "npy" and "pt".
-
-    Raises:
-        StorageError: writing failed.
-    """
-    written = []
-    for kind in formats:
-        with storage.writing(f"{uri}.{kind}") as path, open(path, "wb") as file:
-            if kind == "npy":
-                np.save(file, exported.vectors, allow_pickle=False)
-            else:
-                import torch
-
-                torch.save(torch.from_numpy(exported.vectors), file)
-        written.append(f"{uri}.{kind}")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(exported.columns)
-    writer.writerows(exported.index)
-    storage.put(f"{uri}.csv", text.getvalue().encode())
-    return [*written, f"{uri}.csv"]
+COPY_BYTES = 1 << 20
 
 
 def export_arrays(chosen: Chosen, formats: tuple[str, ...], folder: str) -> Iterator[str]:
-    """Write vectors as `npy` and `pt`; yield one line per file.
+    """Write vectors as `npy` and `pt`, (rows, D) float32, and what a row is as CSV beside them.
+
+    Rows are sorted by recording, channel and time. Yields one line per file.
 
     Raises:
-        InputError, StorageError: see `Chosen.table`.
+        InputError, StorageError: see `Chosen.batches`.
     """
-    found = as_arrays(chosen.table())
-    for uri in write(found, storage.join(folder, chosen.title), formats):
-        yield uri if uri.endswith(".csv") else f"{uri}  {tuple(found.vectors.shape)}"
+    uri = storage.join(folder, chosen.title)
+    with scratch_file(folder) as numbers:
+        n_rows = width = 0
+        with text_file(f"{uri}.csv") as text:
+            writer = csv.writer(text)
+            for batch in chosen.sorted_batches():
+                columns = [name for name in batch.schema.names if name != "embedding"]
+                if not n_rows:
+                    writer.writerow(columns)
+                values = (batch.column(name).to_pylist() for name in columns)
+                writer.writerows(zip(*values, strict=True))
+                vectors = vectors_of(batch.column("embedding"))
+                numbers.write(vectors.data)
+                n_rows, width = n_rows + len(vectors), vectors.shape[1]
+        for kind in formats:
+            numbers.seek(0)
+            with storage.writing(f"{uri}.{kind}") as path:
+                (write_array if kind == "npy" else write_tensor)(path, (n_rows, width), numbers)
+            yield f"{uri}.{kind}  {(n_rows, width)}"
+    yield f"{uri}.csv"
+
+
+def write_array(path: Path, shape: tuple[int, int], numbers: BinaryIO) -> None:
+    """Write a .npy file of float32 numbers that stand in another file, row after row."""
+    with open(path, "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        shutil.copyfileobj(numbers, file, COPY_BYTES)
 
 
 def export_csv(chosen: Chosen, folder: str) -> Iterator[str]:
     """Write one CSV with what a row is and its vector as columns e0 … e<D-1>; yield its line.
 
     Numbers have as many digits as it takes to read them back to the last bit. Rows come in the order
-    of parts, and are never held all at once.
+    of `Chosen.batches`.
 
     Raises:
         InputError, StorageError: see `Chosen.batches`.

@@ -60,14 +60,16 @@ def _views(results: Results, root: str) -> Iterator[tuple[str, str]]:
     encoders = _plain_names(results.encoders)
     for encoder in results.encoders:
         try:
-            chosen = Chosen(encoder, results.windows(encoder), "window", "mean")
+            chosen = Chosen(encoder, results.windows(encoder))
         except InputError:
             # Nothing of it is current yet, and several versions stand.
             continue
         name, rows = f"windows_{encoders[encoder]}", chosen.rows
         dim = rows.arrow.schema.field("embedding").type.list_size
         # DuckDB reads a list of any length, and its distances want an array of a fixed one.
-        vector = f"SELECT * REPLACE (embedding::FLOAT[{dim}] AS embedding)"
+        vector = (
+            f"SELECT * REPLACE (embedding::FLOAT[{dim}] AS embedding, valid_s::DOUBLE AS valid_s)"
+        )
         yield name, f"{vector}\nFROM {_read_parts(root, rows.partition)}"
         names = [c for c in chosen.describing() if c in known.column_names]
         own = set(rows.arrow.schema.names)

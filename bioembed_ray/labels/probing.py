@@ -41,6 +41,7 @@ class Question:
         folds: How many times the recordings are divided, >= 2.
         names: Encoders and codebooks; all where empty.
         max_windows: Most windows read of an encoder.
+        min_valid_s: Least seconds of sound in a window; None for half a window.
         against_rest: Label that is told from all others; None tells all apart.
     """
 
@@ -50,6 +51,7 @@ class Question:
     folds: int = 5
     names: tuple[str, ...] = ()
     max_windows: int = 50_000
+    min_valid_s: float | None = None
     against_rest: str | None = None
 
 
@@ -65,7 +67,7 @@ class Probed:
         level: What a row is.
         rows: Rows in all folds.
         windows: Windows or tokens that they are made of.
-        standing: Windows or tokens that the recordings have.
+        standing: Windows with enough sound, or tokens, that the recordings have.
         outcome: Scores.
     """
 
@@ -94,6 +96,7 @@ class Answer:
             where it is known: labels of classes too small for the folds too.
         without: Why a recording was not asked -> how many.
         not_asked: Encoder or codebook -> why it was left out.
+        lacking: Encoder -> windows left out, of all recordings, since they hold too little sound.
     """
 
     question: Question
@@ -104,6 +107,7 @@ class Answer:
     dependence: dict[str, dict[str, Dependence]]
     without: dict[str, int]
     not_asked: dict[str, str]
+    lacking: dict[str, int]
 
 
 def probe_output(output: str, question: Question) -> Answer:
@@ -120,7 +124,9 @@ def probe_output(output: str, question: Question) -> Answer:
     groups = _groups(recordings, question)
     encoders, codebooks, not_asked = _partitions(results, question.names)
     names: list[str] = sorted(recordings.column("recording").to_pylist())
-    counts = {name: count_rows(rows, names) for name, rows in encoders.items()}
+    counts = {
+        name: count_rows(rows, names, question.min_valid_s) for name, rows in encoders.items()
+    }
     tokens = {name: count_tokens(rows, names) for name, rows in codebooks.items()}
     standing = [*counts.values(), *(count for count, _ in tokens.values())]
     asked, without = _asked(names, labels, groups, standing)
@@ -153,6 +159,7 @@ def probe_output(output: str, question: Question) -> Answer:
         },
         without,
         not_asked,
+        {name: rows.count() - int(counts[name].sum()) for name, rows in encoders.items()},
     )
 
 
@@ -220,7 +227,9 @@ def _probe_encoder(
     name: str, rows: Rows, task: Task, question: Question, standing: int
 ) -> tuple[list[Probed], Ints]:
     """Return what both methods made of an encoder, and the recording of every row."""
-    samples, channel = read_windows(rows, task.recordings, question.max_windows)
+    samples, channel = read_windows(
+        rows, task.recordings, question.max_windows, question.min_valid_s
+    )
     windows = len(samples.recording)
     if question.level == "recording":
         samples = pool(samples, channel)

@@ -126,6 +126,9 @@ def _remarks(answer: Answer) -> Iterator[str]:
             yield f"left out   {count} without {what}"
     for name, why in answer.not_asked.items():
         yield f"left out   {name}: {why}"
+    for name, count in answer.lacking.items():
+        if count:
+            yield f"left out   {name}: {count:,} windows with less than {_least(answer.question)} of sound"
     stopped = sorted(
         {p.name for p in answer.probed if not all(f.is_converged for f in p.outcome.folds)}
     )
@@ -137,6 +140,10 @@ def _remarks(answer: Answer) -> Iterator[str]:
     random = sorted({p.name for p in answer.probed if p.weights.startswith("RANDOM")})
     if random:
         yield f"warning    {', '.join(random)}: RANDOM weights, these scores say nothing of the trained encoder"
+
+
+def _least(question: Question) -> str:
+    return "half" if question.min_valid_s is None else f"{question.min_valid_s:g} s"
 
 
 def _figures(answer: Answer) -> dict[str, Any]:
@@ -155,6 +162,7 @@ def _figures(answer: Answer) -> dict[str, Any]:
             "classes": task.left_out,
             "recordings": answer.without,
             "names": answer.not_asked,
+            "windows": answer.lacking,
         },
         "methods": {
             "linear": f"multinomial logistic regression, dimensions standardised, strength of {STRENGTHS} "

@@ -19,21 +19,23 @@ from bioembed_ray.codebooks.sample import Hashes
 from bioembed_ray.labels.even_sample import limits
 from bioembed_ray.labels.scores import Samples
 from bioembed_ray.labels.task import Ints
-from bioembed_ray.rows import Rows, vectors_of
+from bioembed_ray.rows import BATCH_ROWS, Rows, vectors_of
 
 Level = Literal["recording", "window"]
 KEY = ("recording", "channel", "start_s")
 
 
-def count_rows(rows: Rows, recordings: Sequence[str]) -> Ints:
-    """Return how many rows of the partition each recording has: (R,)."""
+def count_rows(rows: Rows, recordings: Sequence[str], min_valid_s: float | None = None) -> Ints:
+    """Return how many windows with enough sound each recording has: (R,)."""
     counts = np.zeros(len(recordings), np.int64)
-    for batch in _batches(rows, recordings, ("recording",)):
+    for batch in _batches(rows, recordings, ("recording",), min_valid_s):
         counts += np.bincount(_places(batch, recordings), minlength=len(recordings))
     return counts
 
 
-def read_windows(rows: Rows, recordings: Sequence[str], n: int) -> tuple[Samples, Ints]:
+def read_windows(
+    rows: Rows, recordings: Sequence[str], n: int, min_valid_s: float | None = None
+) -> tuple[Samples, Ints]:
     """Return at most n windows of these recordings, spread evenly over them, and their channels.
 
     The rows are sorted by recording, channel and start, so that nothing depends on how parts lie.
@@ -42,14 +44,19 @@ def read_windows(rows: Rows, recordings: Sequence[str], n: int) -> tuple[Samples
         rows: A partition of embeddings/.
         recordings: (R,) names, sorted; each has windows.
         n: Most windows.
+        min_valid_s: Least seconds of sound in a window; None for half a window.
     """
+
+    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return _batches(rows, recordings, columns, min_valid_s)
+
     kept_vectors, kept_keys = [], []
     highest = limits(
-        lambda: (_hashed(batch, recordings) for batch in _batches(rows, recordings, KEY)),
-        count_rows(rows, recordings),
+        lambda: (_hashed(batch, recordings) for batch in batches(KEY)),
+        count_rows(rows, recordings, min_valid_s),
         n,
     )
-    for batch in _batches(rows, recordings, (*KEY, "embedding")):
+    for batch in batches((*KEY, "embedding")):
         place, hashes = _hashed(batch, recordings)
         chosen = batch.filter(pa.array(hashes <= highest[place]))
         kept_vectors.append(vectors_of(chosen.column("embedding")))
@@ -101,7 +108,7 @@ def read_tokens(rows: Rows, recordings: Sequence[str]) -> Iterator[TokenBatch]:
         recordings: Names.
     """
     columns = (*KEY, "hop_s", "per_step", "tokens")
-    for batch in _batches(rows, recordings, columns, 64):
+    for batch in _batches(rows, recordings, columns, 0.0, 64):
         lists = batch.column("tokens")
         lengths = pc.list_value_length(lists).to_numpy()
         row = np.repeat(np.arange(len(lengths)), lengths)
@@ -142,10 +149,16 @@ def bags(rows: Rows, recordings: Sequence[str], n_codes: int) -> Samples:
 
 
 def _batches(
-    rows: Rows, recordings: Sequence[str], columns: Sequence[str], batch_rows: int = 8192
+    rows: Rows,
+    recordings: Sequence[str],
+    columns: Sequence[str],
+    min_valid_s: float | None,
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.RecordBatch]:
     inside = pc.field("recording").isin(pa.array(recordings, pa.string()))
-    return rows.batches(columns=columns, where=inside, batch_rows=batch_rows)
+    return rows.batches(
+        columns=columns, where=inside, min_valid_s=min_valid_s, batch_rows=batch_rows
+    )
 
 
 def _hashed(batch: pa.RecordBatch, recordings: Sequence[str]) -> tuple[Ints, Hashes]:

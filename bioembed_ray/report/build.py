@@ -41,11 +41,13 @@ class ReportOptions:
         max_windows: Most windows of an encoder on its map.
         max_clips: Most stretches of sound in the page.
         recording: The recording shown in full; None lets the report choose.
+        min_valid_s: Least seconds of sound of a window on a map; None for half a window.
     """
 
     max_windows: int = MAX_WINDOWS
     max_clips: int = MAX_CLIPS
     recording: str | None = None
+    min_valid_s: float | None = None
 
 
 def write_report(
@@ -81,7 +83,10 @@ def write_report(
             say(f"{error}; left out")
             continue
         say(f"{encoder}: reading {rows.count():,} windows")
-        samples.append(sample_windows(rows, names, options.max_windows, shown))
+        found = sample_windows(
+            rows, names, options.max_windows, shown, min_valid_s=options.min_valid_s
+        )
+        samples.append(found)
     # What has most windows is shown first.
     samples.sort(key=lambda one: (-one.n_windows, one.encoder))
     page, pictures = make_index(results, samples, options, followed, say)
@@ -183,7 +188,8 @@ def _maps_section(
     data |= clip_payload(clips, known)
     files = {f"maps/{one.key}.png": _picture(one, known, first) for one in maps}
     links = {one.key: f"maps/{one.key}.png" for one in maps}
-    return [map_section(maps, data, links, len(clips), problems)], files
+    lacking = {one.encoder: one.n_lacking for one in shown if one.n_lacking}
+    return [map_section(maps, data, links, len(clips), problems, lacking)], files
 
 
 def _picture(one: SoundMap, known: colours.About, first: colours.Colouring) -> bytes:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bioembed_ray.codebooks.card import Codebook
+from bioembed_ray.unit_rows import unit_rows
 
 # Below this, neighbourhoods are too small for UMAP, and principal axes show most of it.
 LEAST_FOR_UMAP = 15
@@ -31,12 +32,9 @@ class CentroidMap:
 
 def directions(book: Codebook) -> npt.NDArray[np.float64]:
     """Return centroids as the codebook's metric sees them: of length 1 under "cosine"."""
-    exact = book.centroids.astype(np.float64)
     if book.metric == "euclidean":
-        return exact
-    norms = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float64] = exact / np.where(norms > 0, norms, 1.0)
-    return unit
+        return book.centroids.astype(np.float64)
+    return unit_rows(book.centroids)
 
 
 def centroid_map(book: Codebook) -> CentroidMap:

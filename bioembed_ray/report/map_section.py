@@ -15,6 +15,7 @@ def map_section(
     files: Mapping[str, str],
     n_clips: int,
     problems: Sequence[str],
+    lacking: Mapping[str, int],
 ) -> Section:
     """Return the section.
 
@@ -24,6 +25,7 @@ def map_section(
         files: Key of a map -> its PNG, relative to the page.
         n_clips: Stretches that can be heard.
         problems: Why others cannot.
+        lacking: Encoder -> windows left out, since they hold too little sound; none without any.
     """
     encoders = list(dict.fromkeys(one.encoder for one in maps))
     tabs = "".join(
@@ -41,6 +43,12 @@ def map_section(
         f"<details><summary>{count(len(problems))} recordings could not be read for sound</summary>"
         f"<ul>{listed}</ul></details>"
         if problems
+        else ""
+    )
+    padding = ", ".join(f"{count(number)} of {text(name)}" for name, number in lacking.items())
+    left_out = (
+        f"<p>Windows that are padding for the most part, at the ends of recordings, are left out: {padding}.</p>"
+        if padding
         else ""
     )
     html = f"""
@@ -77,6 +85,7 @@ far apart two groups are, and how dense they are, does not. Windows are the ones
 recording, channel and start, so a rebuilt report shows the same. {count(n_clips)} stretches of sound stand in this page,
 chosen to spread over all maps (dots with a rim, where few of them are in view), each with 2 s of context on both sides and made equally loud.
 Recordings above 50 kHz also have a slowed copy of the window, a derived copy for people's ears; encoders heard the original.</p>
+{left_out}
 <p>As pictures: {pictures}</p></details>
 """
     untrained = dict.fromkeys(one.encoder for one in maps if is_random(one.weights))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bioembed_ray.audio.clips import Sound, data_uri, spectrogram_image
+from bioembed_ray.audio.clips import Sound, at_peak, data_uri, spectrogram_image
 from bioembed_ray.report.charts import ticks
 from bioembed_ray.report.markup import clock, count, text
 from bioembed_ray.report.sampling import Points
@@ -36,13 +36,13 @@ def waveform(sound: Sound, scale: Scale, y: float, windows: Points | None) -> st
     stop = sound.start_s + len(sound.samples) / sound.rate_hz
     columns = max(2, min(COLUMNS, len(sound.samples), int(scale.x(stop) - LEFT)))
     edges = np.linspace(0, len(sound.samples), columns + 1).astype(int)[:-1]
-    high = np.maximum.reduceat(sound.samples, edges)
-    low = np.minimum.reduceat(sound.samples, edges)
-    peak = max(float(np.abs(sound.samples).max()), 1e-9)
+    samples = at_peak(sound.samples, WAVE / 2)
+    high, low = np.maximum.reduceat(samples, edges), np.minimum.reduceat(samples, edges)
+    peak = float(np.abs(sound.samples).max())
     x = LEFT + (scale.x(stop) - LEFT) * (np.arange(columns) + 0.5) / columns
     middle = y + WAVE / 2
-    upper = [f"{a:.1f} {middle - b / peak * WAVE / 2:.1f}" for a, b in zip(x, high, strict=True)]
-    lower = [f"{a:.1f} {middle - b / peak * WAVE / 2:.1f}" for a, b in zip(x, low, strict=True)]
+    upper = [f"{a:.1f} {middle - b:.1f}" for a, b in zip(x, high, strict=True)]
+    lower = [f"{a:.1f} {middle - b:.1f}" for a, b in zip(x, low, strict=True)]
     outline = "L".join([*upper, *reversed(lower)])
     lines, bands = "", ""
     if windows is not None and len(windows) <= MOST_LINES:

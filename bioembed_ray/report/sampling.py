@@ -75,12 +75,13 @@ class Sampled:
         encoder: Its name.
         version: Version of the rows.
         weights: What is said of its weights.
-        windows: The sample, finite vectors only.
-        recordings: Mean vectors of recordings, over all their windows and channels.
+        windows: The sample, finite vectors of windows with enough sound only.
+        recordings: Mean vectors of recordings, over all such windows and all channels.
         followed: Every window of the recording, or of its end, that is shown in full.
         n_windows: Windows there are.
         n_nonfinite: Windows, of all, whose vector holds NaN or infinity.
         n_constant: Windows, of all, whose vector is one number over and over.
+        n_lacking: Windows, of all, that hold too little sound to be in the sample.
     """
 
     encoder: str
@@ -92,6 +93,7 @@ class Sampled:
     n_windows: int
     n_nonfinite: int
     n_constant: int
+    n_lacking: int
 
 
 def sample_windows(
@@ -100,6 +102,7 @@ def sample_windows(
     max_windows: int,
     followed: tuple[str, float] | None = None,
     max_recordings: int = MAX_RECORDINGS,
+    min_valid_s: float | None = 0.0,
 ) -> Sampled:
     """Read an encoder's windows once.
 
@@ -109,6 +112,7 @@ def sample_windows(
         max_windows: Most windows in the sample.
         followed: A recording, and the second after which every window of it is kept.
         max_recordings: Most recordings with a mean vector.
+        min_valid_s: Least seconds of sound of windows in the sample; None for half a window.
 
     Raises:
         StorageError: a part cannot be read.
@@ -117,7 +121,8 @@ def sample_windows(
     means = _Means(chosen)
     kept = _Smallest(max_windows)
     own: list[pa.RecordBatch] = []
-    totals = [0, 0, 0]
+    totals = [0, 0, 0, 0]
+    condition = None if min_valid_s == 0 else rows.enough(min_valid_s).condition
     width = rows.arrow.schema.field("embedding").type.list_size
     for batch in rows.batches(columns=COLUMNS):
         vectors = vectors_of(batch.column("embedding"))
@@ -127,8 +132,10 @@ def sample_windows(
         totals[2] += int((vectors == vectors[:, :1]).all(axis=1).sum())
         if not is_finite.all():
             batch, vectors = batch.filter(pa.array(is_finite)), vectors[is_finite]
-        means.add(batch, vectors)
-        kept.add(batch)
+        heard = batch if condition is None else _heard(batch, condition)
+        totals[3] += len(batch) - len(heard)
+        means.add(heard, vectors_of(heard.column("embedding")))
+        kept.add(heard)
         if followed is not None:
             name, from_s = followed
             is_own = pc.and_(
@@ -145,6 +152,12 @@ def sample_windows(
         _points([batch for batch in own if len(batch)], width),
         *totals,
     )
+
+
+def _heard(batch: pa.RecordBatch, condition: pc.Expression) -> pa.RecordBatch:
+    """Return the windows that hold enough sound."""
+    table = pa.Table.from_batches([batch]).filter(condition).combine_chunks()
+    return table.to_batches()[0] if len(table) else batch.slice(0, 0)
 
 
 @dataclass(slots=True)

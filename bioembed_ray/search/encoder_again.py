@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,8 @@ def _moved_along(weights: LocalWeights, output: str) -> LocalWeights:
 def encode_again(planned: PlannedEncoder, job: Job, span: Span, audio: SpanAudio) -> Windows:
     """Return the windows of a decoded span, computed on one thread, as the actors of a run do.
 
+    However short the sound is that is searched for: `min_valid_s` is of the archive's windows.
+
     Raises:
         WeightsError: the weights are gone, damaged or of another network.
     """
@@ -113,5 +115,6 @@ def encode_again(planned: PlannedEncoder, job: Job, span: Span, audio: SpanAudio
     with one_thread():
         encoder = registry.load(planned.name, planned.config, planned.checkpoint, device)
         places = places_of(Shard((span,)), [audio], planned, job)
-        windows, _, _ = encode(encoder, planned.rule, places, device, len(planned.outputs), False)
+        rule = replace(planned.rule, min_valid=0)
+        windows, _, _ = encode(encoder, rule, places, device, len(planned.outputs), False)
     return windows

@@ -8,7 +8,7 @@ on the order of parts: equal scores are told apart by recording, channel and sta
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from bioembed_ray.errors import InputError
 from bioembed_ray.rows import BATCH_ROWS, Rows, vectors_of
+from bioembed_ray.unit_rows import unit_rows
 
 Metric = Literal["cosine", "dot"]
 Vectors = npt.NDArray[np.float32]
@@ -65,6 +66,7 @@ class Wanted:
         besides: Windows that overlap it are left out, such as the query's own.
         where: Condition on columns of the rows.
         among: Condition on columns of recordings/.
+        min_valid_s: Least seconds of sound in a window; None for half a window.
     """
 
     queries: Vectors
@@ -74,6 +76,7 @@ class Wanted:
     besides: Stretch | None = None
     where: pc.Expression | None = None
     among: pc.Expression | None = None
+    min_valid_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,13 @@ class Found:
         hits: Columns of `SCHEMA`, best first.
         n_compared: Windows that the query was compared with.
         n_unusable: Windows without a score: NaN or infinite, or zero where the metric is `cosine`.
+        n_left_out: Windows that were not compared because they hold too little sound.
     """
 
     hits: pa.Table
     n_compared: int
     n_unusable: int
+    n_left_out: int = 0
 
 
 def scan(rows: Rows, wanted: Wanted, batch_rows: int = BATCH_ROWS) -> Found:
@@ -104,9 +109,15 @@ def scan(rows: Rows, wanted: Wanted, batch_rows: int = BATCH_ROWS) -> Found:
         columns=[*PLACE, "embedding"],
         where=wanted.where,
         among=wanted.among,
+        min_valid_s=wanted.min_valid_s,
         batch_rows=batch_rows,
     )
-    return best(batches, wanted)
+    n_left_out = 0
+    if wanted.min_valid_s != 0:
+        lacking = ~rows.enough(wanted.min_valid_s).condition
+        where = lacking if wanted.where is None else wanted.where & lacking
+        n_left_out = rows.count(where=where, among=wanted.among)
+    return replace(best(batches, wanted), n_left_out=n_left_out)
 
 
 def best(batches: Iterable[pa.RecordBatch], wanted: Wanted) -> Found:
@@ -165,7 +176,7 @@ def rough_scores(vectors: Vectors, queries: Vectors, metric: Metric) -> tuple[Ve
     of its sums (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1).
     """
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-    units = queries / np.where(norms > 0, norms, 1.0)[:, None]  # (Q, D)
+    units = unit_rows(queries)  # (Q, D)
     # The product, both norms and the rounding of the query, each off by as much, and some more.
     slack = np.float32(4 * (vectors.shape[1] + 8) * UNIT_ROUNDOFF)
     with np.errstate(all="ignore"):

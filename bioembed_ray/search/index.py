@@ -16,6 +16,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bioembed_ray import parts, storage
+from bioembed_ray.enough_sound import enough_sound
 from bioembed_ray.errors import BrokenOutput, ConfigError, InputError, NotFoundError
 from bioembed_ray.rows import Rows, vectors_of
 from bioembed_ray.search.exact import (
@@ -38,6 +40,7 @@ from bioembed_ray.search.exact import (
     scan,
 )
 from bioembed_ray.search.part_rows import part_batches, read_places
+from bioembed_ray.unit_rows import unit_rows
 
 GRAPH_KEY, ROWS_KEY, ABOUT_KEY = "windows.usearch", "rows.parquet", "index.json"
 # Neighbours per node and candidates looked at while adding, as usearch has them; more while
@@ -48,7 +51,8 @@ PROPOSALS_PER_HIT, MORE_PROPOSALS = 4, 64
 # Threads that add to a small graph at once cut some of it off: 9 of 1,500 graphs of 480 vectors missed
 # a nearest one, none where one thread added. Later on, all cores (0) lose about one in a thousand.
 ADDED_ALONE = 10_000
-COLUMNS = (*PLACE, "embedding")
+SCORED = (*PLACE, "embedding")
+COLUMNS = (*PLACE, "valid_s", "embedding")
 # A cosine of two vectors whose numbers, and so whose lengths too, are each off by 2^-11.
 FLOAT16_OFF = 4 * 2.0**-11
 # Beyond this share of the windows, reading all of them in order is quicker.
@@ -62,6 +66,7 @@ ROWS_SCHEMA = pa.schema(
         pa.field("channel", pa.int16()),
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
+        pa.field("valid_s", pa.float64()),
     ]
 )
 
@@ -151,8 +156,11 @@ def look_up(rows: Rows, wanted: Wanted) -> Found:
     check_queries(wanted.queries, about["dim"], wanted.metric)
     folder = folder_of(rows)
     places = pq.read_table(io.BytesIO(storage.read(storage.join(folder, ROWS_KEY))))
+    if "valid_s" not in places.column_names:
+        raise InputError(f"{folder}: an index of an earlier kind; build it anew with --build-index")
     n_proposed = min(about["rows"], wanted.top * PROPOSALS_PER_HIT + MORE_PROPOSALS)
     most = max(10 * n_proposed, MOST_PROPOSED * about["rows"])
+    enough = enough_sound(places, rows.recordings(), wanted.min_valid_s)
     with _local(storage.join(folder, GRAPH_KEY)) as path:
         graph = Index.restore(path, view=True)
         if graph is None:
@@ -161,10 +169,12 @@ def look_up(rows: Rows, wanted: Wanted) -> Found:
         while n_proposed <= most:
             keys, near = _proposals(graph, wanted, n_proposed)
             proposed = places.take(pa.array(keys)).append_column("near", pa.array(near))
-            passing = _passing(rows, proposed, wanted)
-            hits = best(read_places(rows, _hopeful(passing, wanted), COLUMNS), wanted)
+            passing = _passing(rows, proposed.filter(enough.condition), wanted)
+            hits = best(read_places(rows, _hopeful(passing, wanted), SCORED), wanted)
             if len(hits.hits) == wanted.top or n_proposed == about["rows"]:
-                return hits
+                return replace(
+                    hits, n_left_out=len(_passing(rows, places.filter(~enough.condition), wanted))
+                )
             n_proposed = min(about["rows"], 4 * n_proposed)
     return scan(rows, wanted)
 
@@ -210,16 +220,14 @@ def _row_table(batch: pa.RecordBatch, shard: str, first: int) -> pa.Table:
         "shard": pa.repeat(shard, n_rows).dictionary_encode(),
         "row": pa.array(np.arange(first, first + n_rows), pa.int32()),
         "recording": batch.column("recording").dictionary_encode(),
-        **{name: batch.column(name) for name in ("channel", "start_s", "end_s")},
+        **{name: batch.column(name) for name in ("channel", "start_s", "end_s", "valid_s")},
     }
     return pa.table(columns).cast(ROWS_SCHEMA)
 
 
 def _units(vectors: Vectors) -> Vectors:
     """Return vectors scaled to length 1, since float16 ends at 65504."""
-    wide = vectors.astype(np.float64)
-    units: Vectors = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
-    return units
+    return unit_rows(vectors).astype(np.float32)
 
 
 def _indexable(vectors: Vectors) -> npt.NDArray[np.bool_]:

@@ -35,8 +35,11 @@ RATES = st.sampled_from([1000, 8000, 11_025, 22_050, 44_100, 250_001, 500_000])
 CLOCKS = st.builds(
     Clock, RATES, st.sampled_from([1000, 16_000, 48_000]), st.sampled_from([1, 3, 10])
 )
-TAILS: st.SearchStrategy[Tail] = st.sampled_from(["pad", "drop", "shift"])
-RULES = st.builds(WindowRule, st.integers(1, 40_000), st.integers(500, 60_000), TAILS)
+TAILS: st.SearchStrategy[Tail] = st.sampled_from(["pad", "cover", "drop", "shift", "center"])
+LEAST = st.sampled_from([0, 0, 1, 777, 40_000])
+RULES = st.builds(WindowRule, st.integers(1, 40_000), st.integers(500, 60_000), TAILS, LEAST).map(
+    lambda rule: replace(rule, min_valid=min(rule.min_valid, rule.window))
+)
 
 
 def spans_of(cuts: list[int], n: int) -> list[tuple[int, int | None]]:
@@ -56,6 +59,7 @@ def test_windows_are_those_of_the_loop(clock: Clock, rule: WindowRule, n_native:
         rule.hop,
         rule.tail,
         n_native,
+        rule.min_valid,
     )
     found = window_starts(clock, rule, 0, None, n_native)
     assert found.tolist() == [start for start, _ in wanted]
@@ -86,6 +90,7 @@ def covered(draw: st.DrawFn) -> tuple[Clock, WindowRule, int]:
     clock = Clock(draw(st.sampled_from([7, 11, 16, 30])), draw(st.sampled_from([11, 16])))
     clock = replace(clock, time_expansion=draw(st.sampled_from([1, 3])))
     rule = WindowRule(draw(st.integers(1, 25)), draw(st.integers(1, 30)), draw(TAILS))
+    rule = replace(rule, min_valid=draw(st.integers(0, rule.window)))
     return clock, rule, draw(st.integers(1, 60))
 
 

@@ -32,20 +32,37 @@ ODD_RATES = (8_000, 11_025, 16_000, 22_050, 44_100, 96_000, 250_001, 384_000, 50
 
 
 def starts_by_loop(
-    rate_hz: int, encoder_hz: int, expansion: int, window: int, hop: int, tail: Tail, n_native: int
+    rate_hz: int,
+    encoder_hz: int,
+    expansion: int,
+    window: int,
+    hop: int,
+    tail: Tail,
+    n_native: int,
+    min_valid: int = 0,
 ) -> list[tuple[int, Fraction]]:
     """Return (first encoder sample, first native position) of every window of a recording."""
     duration = Fraction(n_native * expansion, rate_hz)  # encoder seconds
     found: list[int] = []
     at = 0
     while Fraction(at, encoder_hz) < duration:
-        if tail == "pad" or Fraction(at + window, encoder_hz) <= duration:
+        ends_inside = Fraction(at + window, encoder_hz) <= duration
+        one_reached_the_end = any(
+            Fraction(before + window, encoder_hz) >= duration for before in found
+        )
+        if (
+            ends_inside
+            or tail == "pad"
+            or (tail == "cover" and not one_reached_the_end)
+            or (tail == "center" and at == 0)
+        ):
             found.append(at)
         at += hop
     if tail == "shift" and n_native:
         end = math.ceil(duration * encoder_hz)
         if not found or found[-1] + window < end:
             found.append(max(0, end - window))
+    found = [at for at in found if math.ceil(duration * encoder_hz) - at >= min_valid]
     return [(at, Fraction(at * rate_hz, encoder_hz * expansion)) for at in found]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -15,6 +17,7 @@ from bioembed_ray import storage
 from bioembed_ray.audio.clips import (
     FLOOR_DB,
     Sound,
+    at_peak,
     compressed,
     read_sounds,
     spectrogram_db,
@@ -91,3 +94,45 @@ def test_compressed_sound_plays_for_as_long_and_as_high(rate: int, slowed: int, 
     assert heard == pytest.approx(hz / slowed, rel=0.01)
     # A quiet recording is heard as loud as any.
     assert 0.5 < np.abs(samples).max() < 1
+
+
+def heard(body: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(body)) as container:
+        frames = [frame.to_ndarray()[0] for frame in container.decode(container.streams.audio[0])]
+    return np.concatenate(frames)
+
+
+# The smallest float32 there is, others of its kind, the smallest normal one, and the largest.
+PEAKS = (1.4e-45, 1e-40, 2e-39, 1.2e-38, 1e-9, 3.4e38)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 96_000])
+@pytest.mark.parametrize("peak", PEAKS)
+def test_any_loudness_can_be_heard_and_seen(tmp_path: Path, peak: float, rate: int) -> None:
+    wave = tone(1000, 0.5, rate) if peak > 1e-38 else np.sign(tone(1000, 0.5, rate))
+    wave = (wave.astype(np.float64) * peak).astype(np.float32)
+    assert 0 < np.abs(wave).max() < np.inf
+    np.save(tmp_path / "wave.npy", wave)
+    # In a process of its own, since LAME ends the one that hands it NaN.
+    code = (
+        "import sys, numpy\n"
+        "from bioembed_ray.audio.clips import Sound, compressed\n"
+        f"sound = Sound(numpy.load(sys.argv[1]), {rate}, 0.0)\n"
+        "sys.stdout.buffer.write(compressed(sound))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "wave.npy")]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert 0.5 < np.abs(heard(done.stdout)).max() < 1.3
+    decibels = spectrogram_db(Sound(wave, rate, 0.0), columns=40, bands=80)
+    assert np.isfinite(decibels).all()
+    assert abs(decibels[:, 20].argmax() - int(1000 / (rate / 2) * 80)) <= 1
+
+
+@pytest.mark.parametrize("peak", PEAKS)
+def test_the_loudest_sample_lies_at_the_peak(peak: float) -> None:
+    found = at_peak(np.array([0, peak, -peak, 0], np.float32), 0.7)
+    np.testing.assert_allclose(found, [0, 0.7, -0.7, 0], rtol=1e-6)
+    assert found.dtype == np.float32
+    assert not at_peak(np.zeros(3, np.float32), 0.7).any()
+    assert at_peak(np.zeros(0, np.float32), 0.7).shape == (0,)

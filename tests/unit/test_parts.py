@@ -52,7 +52,7 @@ def test_rows_are_right_for_pyarrow_and_duckdb(
         ("channel", pa.int16()),
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
-        ("valid_s", pa.float32()),
+        ("valid_s", pa.float64()),
         ("embedding", pa.list_(kind, 4)),
     ]
     wanted = []
@@ -66,7 +66,9 @@ def test_rows_are_right_for_pyarrow_and_duckdb(
     columns = [table.column(name).to_pylist() for name in table.schema.names[:5]]
     found = list(zip(*columns, strict=True))
     assert [row[:4] for row in found] == [row[:4] for row in wanted]
-    np.testing.assert_allclose([row[4] for row in found], [row[4] for row in wanted], rtol=1e-6)
+    np.testing.assert_allclose([row[4] for row in found], [row[4] for row in wanted], rtol=1e-15)
+    is_full = [row[4] == 1 for row in wanted]
+    assert [row[4] >= row[3] - row[2] for row in found] == is_full
 
     sql = f"select * from read_parquet('{out}/embeddings/**/*.parquet', hive_partitioning=true)"
     rows = duckdb.sql(f"{sql} order by recording, channel, start_s")
@@ -92,7 +94,7 @@ def test_time_expansion_leaves_times_in_the_recording(
     starts = table.column("start_s").to_pylist()
     assert starts == [float(Fraction(k, 20)) for k in range(60)]
     assert table.column("end_s").to_pylist()[0] == 0.1
-    assert table.column("valid_s").to_numpy()[-1] == np.float32(0.05)
+    assert table.column("valid_s").to_numpy()[-1] == 0.05
 
 
 def test_frames_are_written_with_positions_and_means_with_windows(

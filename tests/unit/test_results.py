@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -170,3 +172,48 @@ def test_an_output_on_s3_reads_like_one_on_disk(output: str, s3: object) -> None
         .equals(local.windows("fake").table(among=among, join=["site"]))
     )
     assert remote.recordings().equals(local.recordings())
+
+
+STALLED = """
+import sys
+import time
+import pyarrow as pa
+from bioembed_ray.datasets import Dataset
+from bioembed_ray.rows import Rows
+
+rows = Rows(sys.argv[1], Dataset("embeddings", "big", "v"), lambda: pa.table({"recording": []}))
+batches = rows.batches()
+next(batches)
+most, quiet = 0, 0
+# Until nothing more is read.
+while quiet < 10:
+    time.sleep(0.1)
+    now = pa.total_allocated_bytes()
+    quiet = 0 if now > most else quiet + 1
+    most = max(most, now)
+print(most // 1_000_000, 1 + sum(1 for _ in batches))
+"""
+
+
+def test_a_reader_that_is_slow_holds_no_more(tmp_path: Path) -> None:
+    """Parts are not read long before they are asked for: of 490 MB a few parts of 4 MB wait."""
+    n_parts, n, dim = 120, 1000, 1024
+    numbers = np.random.default_rng(0).standard_normal(n * dim, dtype=np.float32)
+    starts = np.arange(n) / 2
+    columns = [
+        pa.repeat("a.wav", n),
+        pa.array(np.zeros(n, np.int16)),
+        *(pa.array(column) for column in (starts, starts + 1, np.ones(n))),
+        pa.FixedSizeListArray.from_arrays(pa.array(numbers), dim),
+    ]
+    table = pa.table(columns, schema=schema.embeddings(dim, "float32"))
+    partition = Dataset("embeddings", "big", "v")
+    first = Path(parts.part_uri(str(tmp_path), partition, "0"))
+    put_table(str(first), table)
+    for number in range(1, n_parts):
+        (first.parent / f"{number}.parquet").hardlink_to(first)
+    command = [sys.executable, "-c", STALLED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    held_mb, n_batches = map(int, done.stdout.split())
+    assert n_batches == n_parts
+    assert held_mb < 150

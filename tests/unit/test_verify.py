@@ -85,13 +85,13 @@ ENCODERS: dict[str, Callable[[], FakeWindows | FakeFrames]] = {
 }
 
 
-@pytest.mark.parametrize("tail", ["pad", "drop", "shift"])
+@pytest.mark.parametrize("tail", ["pad", "cover", "center", "drop", "shift"])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_sound_output_has_nothing_to_say(
     monkeypatch: pytest.MonkeyPatch, archive: Path, kind: str, tail: str
 ) -> None:
     settings: list[dict[str, Any]] = [
-        {"input": {"channels": "each"}},
+        {"input": {"channels": "each"}, "encoder_min_valid_s": 0.4},
         {"input": {"time_expansion": 3}},
         {"encoder_window_s": 0.7, "encoder_hop_s": 1.3},
     ]
@@ -99,7 +99,8 @@ def test_a_sound_output_has_nothing_to_say(
         encoder = ENCODERS[kind]()
         if encoder.facts.grid is not None:
             values["encoder_frames"] = "all"
-        values |= {"encoder_tail": tail, "segment_s": 4, "shard_minutes": 0.2}
+        own = {"encoder_pad": tail} if tail in {"cover", "center"} else {"encoder_tail": tail}
+        values |= {**own, "segment_s": 4, "shard_minutes": 0.2}
         folder = archive / str(number)
         folder.mkdir()
         (folder / "archive").symlink_to(archive / "archive")

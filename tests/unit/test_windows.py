@@ -48,11 +48,45 @@ def test_three_seconds_at_one_second_and_half_a_hop_are_six_windows() -> None:
         ("pad", 0, []),
         ("drop", 0, []),
         ("shift", 0, []),
+        ("cover", 25, [0, 5, 10, 15]),
+        ("cover", 27, [0, 5, 10, 15, 20]),
+        ("cover", 10, [0]),
+        ("cover", 4, [0]),
+        ("cover", 0, []),
+        ("center", 27, [0, 5, 10, 15]),
+        ("center", 10, [0]),
+        ("center", 4, [0]),
+        ("center", 0, []),
     ],
 )
 def test_tail_rules_on_numbers_worked_by_hand(tail: str, n_native: int, wanted: list[int]) -> None:
     rule = WindowRule(10, 5, tail)  # type: ignore[arg-type]
     assert starts(Clock(1000, 1000), rule, n_native) == wanted
+
+
+@pytest.mark.parametrize(
+    ("tail", "n_native", "wanted"),
+    [
+        ("pad", 27, [0, 5, 10, 15, 20]),  # 25 has 2 samples
+        ("pad", 28, [0, 5, 10, 15, 20, 25]),
+        ("cover", 28, [0, 5, 10, 15, 20]),
+        ("cover", 22, [0, 5, 10, 15]),
+        ("pad", 2, []),
+        ("center", 2, []),
+        ("center", 3, [0]),
+        ("shift", 27, [0, 5, 10, 15, 17]),
+    ],
+)
+def test_windows_with_hardly_any_sound_are_not_made(
+    tail: str, n_native: int, wanted: list[int]
+) -> None:
+    rule = WindowRule(10, 5, tail, min_valid=3)  # type: ignore[arg-type]
+    clock, none = Clock(1000, 1000), np.zeros(0, np.int64)
+    assert starts(clock, rule, n_native) == wanted
+    found = coverage(clock, rule, 0, n_native, n_native, none, none)
+    inside = {s for at in wanted for s in range(at, min(n_native, at + 10))}
+    assert found.total == n_native
+    assert found.skipped == n_native - len(inside)
 
 
 def test_hop_above_the_window_leaves_gaps() -> None:
@@ -66,7 +100,7 @@ def test_hop_above_the_window_leaves_gaps() -> None:
 @pytest.mark.parametrize("expansion", [1, 10])
 def test_every_rate_gives_the_windows_of_the_loop(rate_hz: int, expansion: int) -> None:
     n_native = rate_hz * 3 // expansion + 17
-    for tail in ("pad", "drop", "shift"):
+    for tail in ("pad", "cover", "drop", "shift", "center"):
         rule = WindowRule(16_000, 4000, tail)
         wanted = starts_by_loop(rate_hz, 16_000, expansion, 16_000, 4000, tail, n_native)
         assert starts(Clock(rate_hz, 16_000, expansion), rule, n_native) == [s for s, _ in wanted]
