@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from bioembed_ray.codebooks.sample import SampleRule
 from bioembed_ray.datasets import PlannedEncoder
 from bioembed_ray.errors import ConfigError
 from bioembed_ray.ledger.ledger import Ledger
-from bioembed_ray.plan import Plan
+from bioembed_ray.plan import Plan, Work
+from bioembed_ray.segments import Span
 
 # A fit draws on whole shards; twice the rows it takes leaves it a choice between them.
 SURPLUS = 2
@@ -42,7 +43,7 @@ def drawn_shards(
         for span in plan.shards[shard].spans:
             group = None if groups is None else groups[span.recording]
             n_channels = span.header.channels if plan.job.input.channels == "each" else 1
-            seconds = span.planned / span.header.rate_hz
+            seconds = _samples(plan.ledger, shard, span) / span.header.rate_hz
             rows[group] = rows.get(group, 0.0) + seconds * per_second * n_channels
         if not any(shares[group] > 0 for group in rows):
             continue
@@ -50,6 +51,25 @@ def drawn_shards(
         for group, count in rows.items():
             shares[group] -= count
     return drawn
+
+
+def _samples(ledger: Ledger, shard: str, span: Span) -> int:
+    """Return the native samples of a span: those that came where it was decoded, else those expected.
+
+    Headers may promise shards of which nothing comes.
+    """
+    outcomes = ledger.known[span.recording].outcomes.items()
+    return max(
+        (one.n_decoded for (_, name), one in outcomes if name == shard), default=span.planned
+    )
+
+
+def until_drawn(owed: Callable[[], list[Work]]) -> Iterator[list[Work]]:
+    """Yield what a sample's shards owe until it has them: some may hold less than was expected."""
+    done: set[str] = set()
+    while todo := [work for work in owed() if work.shard.id not in done]:
+        done.update(work.shard.id for work in todo)
+        yield todo
 
 
 def groups_of(ledger: Ledger, column: str | None, key: str) -> dict[str, str] | None:

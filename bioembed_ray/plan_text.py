@@ -15,6 +15,7 @@ from bioembed_ray.plan import Plan, Work, audio_seconds, work_seconds
 from bioembed_ray.progress import duration, hours
 from bioembed_ray.summary import last_record
 from bioembed_ray.vqvae.wanted import missing_models
+from bioembed_ray.vqvae.wanted import shards_of as training_shards
 
 # Ids up to here are stored in two bytes.
 MOST_SHORT_IDS = np.iinfo(np.int16).max
@@ -56,7 +57,8 @@ def describe_plan(
     for model in missing_models(plan):
         yield (
             f"{model.training.name:<10} VQ-VAE to train: {model.training.config.codes} codes, on up to "
-            f"{model.training.config.patches:,} patches of {len(model.shards)} shards; then codes of all"
+            f"{model.training.config.patches:,} patches of {len(training_shards(plan, model))} shards; then "
+            f"codes of all"
         )
     for wanted in missing:
         n_drawn = len(shards_of(plan, wanted))

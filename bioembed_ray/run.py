@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from bioembed_ray import cluster, current, lease, probing, signals, storage, stream, summary
@@ -15,6 +16,7 @@ from bioembed_ray.codebooks.archive import describe_codebooks
 from bioembed_ray.codebooks.standing import name_parts, namings
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import PlannedEncoder
+from bioembed_ray.draw import until_drawn
 from bioembed_ray.encoders.precision import is_emulated
 from bioembed_ray.errors import Reason, StorageError, WeightsError
 from bioembed_ray.in_flight import UnderWay
@@ -27,7 +29,7 @@ from bioembed_ray.store.watch import StoreWatch
 from bioembed_ray.summary import Tally
 from bioembed_ray.threads import in_turn
 from bioembed_ray.versions import plan_encoder
-from bioembed_ray.vqvae.wanted import missing_models
+from bioembed_ray.vqvae.wanted import missing_models, patch_work, shards_of
 from bioembed_ray.vqvae_training import train_model
 from bioembed_ray.work import Receipt
 
@@ -121,15 +123,13 @@ def _models(
         if goal == "codebooks" and name not in fitted_on:
             continue
         carry_over(plan, plan.carries_into([one.source]), tally, lost, say)
-        standing = plan.standing(one.source)
-        todo = [Work(plan.shards[s], (one.source,)) for s in one.shards if s not in standing]
-        if todo:
+        for todo in until_drawn(partial(patch_work, plan, one)):
             say(f"{name}: making patches of {len(todo)} shards to train on")
             _work(plan, todo, tally, lost, say, (one.patches,))
             ledger_file.save(job.output, plan.ledger)
         lost.check()
         found = plan.standing(one.source)
-        sources = [found[shard] for shard in one.shards if shard in found]
+        sources = [found[shard] for shard in shards_of(plan, one) if shard in found]
         card = train_model(one.training, sources, one.groups)
         say(f"{name}: {card['verdict']}")
         _delete(found.values())
@@ -157,9 +157,8 @@ def _codebooks(
         # Only here torch is needed: a driver that fits nothing starts in half the time without.
         from bioembed_ray.codebooks.fit import fit_codebook
 
-        todo = wanted.fit_work(plan, missing)
-        if todo:
-            names = ", ".join(w.fit.name for w in missing)
+        names = ", ".join(w.fit.name for w in missing)
+        for todo in until_drawn(partial(wanted.fit_work, plan, missing)):
             say(f"codebooks {names}: encoding {len(todo)} shards to fit on")
             _work(plan, todo, tally, lost, say)
             ledger_file.save(job.output, plan.ledger)

@@ -9,7 +9,7 @@ from bioembed_ray.config import TrainingConfig
 from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.draw import drawn_shards, groups_of
 from bioembed_ray.encoders import mel_patches
-from bioembed_ray.plan import Plan
+from bioembed_ray.plan import Plan, Work
 from bioembed_ray.versions import model_folder, plan_patches
 from bioembed_ray.vqvae.mel import MelRule
 
@@ -48,13 +48,11 @@ class WantedModel:
     Attributes:
         training: The model.
         patches: Its front end, as an encoder of its own.
-        shards: The shards that its sample draws on.
         groups: Recording -> group that shares the sample; None takes all alike.
     """
 
     training: Training
     patches: PlannedEncoder
-    shards: list[str]
     groups: dict[str, str] | None
 
     @property
@@ -80,6 +78,17 @@ def missing_models(plan: Plan) -> list[WantedModel]:
         patches = plan_patches(name, plan.job)
         key = f"encoders.{name}.training.balance"
         groups = groups_of(plan.ledger, config.balance, key)
-        shards = drawn_shards(plan, patches, training.sample, groups)
-        found.append(WantedModel(training, patches, shards, groups))
+        found.append(WantedModel(training, patches, groups))
     return found
+
+
+def shards_of(plan: Plan, wanted: WantedModel) -> list[str]:
+    """Return the ids of the shards that a training draws on, ascending."""
+    return drawn_shards(plan, wanted.patches, wanted.training.sample, wanted.groups)
+
+
+def patch_work(plan: Plan, wanted: WantedModel) -> list[Work]:
+    """Return the shards whose patches have to be made before the model can be trained."""
+    standing = plan.standing(wanted.source)
+    shards = shards_of(plan, wanted)
+    return [Work(plan.shards[shard], (wanted.source,)) for shard in shards if shard not in standing]
