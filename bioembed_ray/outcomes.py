@@ -46,6 +46,11 @@ class Failure:
     reader_version: int = READER_VERSION
 
     @property
+    def is_unmeasured(self) -> bool:
+        """Whether a recording was cut off, and nobody knows how much of it is lost."""
+        return self.reason is Reason.TRUNCATED and self.n_samples is None
+
+    @property
     def line(self) -> str:
         """What is said of it to people."""
         return f"{self.recording}: {self.reason.value}: {self.detail}"

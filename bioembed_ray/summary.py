@@ -24,17 +24,9 @@ from bioembed_ray.parts import weights_stamp
 from bioembed_ray.plan import Plan, Work, audio_seconds
 from bioembed_ray.work import Receipt
 
-RECORDED_PACKAGES = (
-    "bioembed_ray",
-    "avex",
-    "numpy",
-    "obstore",
-    "pyarrow",
-    "ray",
-    "soundfile",
-    "soxr",
-    "torch",
-    "transformers",
+# The decoders, the numbers, the stores and the cluster.
+RECORDED_PACKAGES = tuple(
+    "bioembed_ray av avex numpy obstore pyarrow ray soundfile soxr torch transformers".split()  # noqa: SIM905
 )
 
 
@@ -121,12 +113,15 @@ def _add(sums: Seconds, entry: Known, dataset: Dataset, channels: str) -> None:
 def failed_fraction(ledger: Ledger, datasets: tuple[Dataset, ...], channels: str) -> float:
     """Return the share of the input that failed for good: of seconds, or of recordings if that is more.
 
-    A recording whose header cannot be read has no seconds to count, so it counts as a recording.
+    A recording whose header cannot be read has no seconds to count, so it counts as a recording; and so
+    does one that was cut off where nothing says how much it lacks.
     """
     if not ledger.known:
         return 0.0
-    unreadable = sum(not failure.reason.is_transient for failure in ledger.unopened())
-    worst = unreadable / len(ledger.known)
+    lost = {failure.recording for failure in ledger.unopened() if not failure.reason.is_transient}
+    # Nobody knows how much of these is lost.
+    lost |= {failure.recording for failure in ledger.failures if failure.is_unmeasured}
+    worst = len(lost) / len(ledger.known)
     for dataset in datasets:
         sums = dataset_seconds(ledger, dataset, channels)
         if sums.total:
