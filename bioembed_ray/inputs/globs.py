@@ -132,9 +132,7 @@ def takes_all_below(glob: str, folder: str) -> bool:
     >>> takes_all_below("**/raw/**", "site1/raw"), takes_all_below("raw/*", "raw")
     (True, False)
     """
-    above = glob
-    while above != (shorter := re.sub(r"(?:^|/)\*\*(?:/\*)?$", "", above)):
-        above = shorter
+    above = re.sub(r"(?:(?:^|/)\*\*)+(?:/\*)?$", "", glob)
     if above == glob:
         return False
     # The name of a folder is no extension, whose case would not matter.

@@ -175,7 +175,7 @@ def test_an_input_without_audio_says_what_was_there(refused: Any, tmp_path: Path
         "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *model(tmp_path)
     )
     assert code == 2
-    assert f"no audio under {tmp_path / 'in'}: 3 objects (2 .txt, 1 .csv)" in line
+    assert f"no audio under {tmp_path / 'in'}: 3 not audio (2 .txt, 1 .csv);" in line
     # Nor is anything left of the refused run.
     assert not (tmp_path / "out/lease.json").exists()
 

@@ -103,6 +103,7 @@ def test_pathlib_agrees_on_a_real_tree(tmp_path: Path) -> None:
 @example(["a", "**"], ["a"], ["b"])
 @example(["a.w", "**"], ["a.W"], ["b"])
 @example(["**", "a", "**", "*"], ["b", "a"], ["c", "d"])
+@example(["?", "**", "*", "**"], ["A"], ["A"])
 def test_a_folder_is_opened_where_a_glob_may_match_in_it(
     glob: list[str], folder: list[str], below: list[str]
 ) -> None:
