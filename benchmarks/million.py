@@ -37,6 +37,7 @@ from bioembed_ray.audio.probe import Header
 from bioembed_ray.codebooks.card import CODEBOOK_KEY, Codebook, codebook_bytes
 from bioembed_ray.codebooks.wanted import wanted_codebooks, with_tokens
 from bioembed_ray.config import Job
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.inputs.listing import Recording, Source
 from bioembed_ray.job_file import parse_job
 from bioembed_ray.ledger import ledger_file
@@ -44,7 +45,6 @@ from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import SpanOutcome
 from bioembed_ray.segments import Cutting, form_shards
 from bioembed_ray.versions import plan_encoder
-from bioembed_ray.windows import Coverage
 
 RATE_HZ = 48_000
 SITES = 200
@@ -126,7 +126,7 @@ def build(job: Job, n: int, scratch: Path) -> int:
     encoders, _ = with_tokens(encoders, codebooks)
     datasets = [dataset for encoder in encoders for dataset in encoder.datasets]
     tables, shards = [], []
-    ledger = Ledger()
+    ledger = Ledger(wanted=datasets)
     cutting = Cutting(job.segment_s, job.shard_minutes * 60, 1, "mix")
     loose = ((name, source, header, [(0, None)]) for name, source, header in recordings(n))
     for shard in form_shards(loose, cutting):
@@ -144,12 +144,12 @@ def build(job: Job, n: int, scratch: Path) -> int:
             for dataset in datasets:
                 n_rows = -(-n_samples // 24_000)
                 entry.outcomes[dataset, shards[-1]] = SpanOutcome(
-                    span.recording, n_samples, 0, n_rows, sums
+                    span.recording, n_samples, n_samples, 0, n_rows, sums
                 )
             ledger.known[span.recording] = entry
         if len(ledger.known) >= CHUNK:
             tables.append(ledger_file.recordings_table(ledger))
-            ledger = Ledger()
+            ledger = Ledger(wanted=datasets)
     tables.append(ledger_file.recordings_table(ledger))
     table = pa.concat_tables(tables)
     for key, rows in (

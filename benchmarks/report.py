@@ -28,6 +28,7 @@ import soundfile
 
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.audio.probe import probe
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs.listing import Recording, Source
 from bioembed_ray.ledger import ledger_file
@@ -35,7 +36,6 @@ from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import SpanOutcome
 from bioembed_ray.report import maps
 from bioembed_ray.report.build import ReportOptions, write_report
-from bioembed_ray.windows import Coverage
 
 DATASET = Dataset("embeddings", "made_up", "v1")
 RECORDINGS, GROUPS, RATE_HZ = 20, 8, 16_000
@@ -59,7 +59,7 @@ def write_output(root: Path, n_windows: int, dim: int) -> Path:
         known = Known(Recording(name, Source(str(path), info.stamp, info.size_bytes)))
         known.header, known.metadata = probe(known.recording.source, name)
         known.pieces = [Piece(f"s{k}", 0, None)]
-        done = SpanOutcome(name, n_samples, 0, each, Coverage(n_samples))
+        done = SpanOutcome(name, n_samples, n_samples, 0, each, Coverage(n_samples))
         known.outcomes[DATASET, f"s{k}"] = done
         ledger.known[name] = known
         vectors = centres[rng.integers(0, GROUPS, each)] + rng.standard_normal((each, dim))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from bioembed_ray.audio.holes import Holes
 from bioembed_ray.audio.spans import Track
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.windows import Clock
@@ -26,6 +27,7 @@ class Place:
         stop: One past its last native sample; None to the end.
         n_native: Native samples in the recording where its end was met, else None.
         track: The waveform at the encoder's rate.
+        holes: What of it is silence instead of sound, native samples.
     """
 
     span: int
@@ -34,6 +36,7 @@ class Place:
     stop: int | None
     n_native: int | None
     track: Track
+    holes: Holes = ()
 
     @property
     def length(self) -> int | None:
@@ -43,10 +46,20 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class LostWindow:
-    """A window without a row: failed, or absent because it holds no frame."""
+    """A window without a row: failed, or absent because it holds no frame, or no sound."""
 
     place: int
     start: int
+    error: RecordingError
+
+
+@dataclass(frozen=True, slots=True)
+class LostBlock:
+    """Encoder samples [start, stop) that a failed block owns: their frames are missing."""
+
+    place: int
+    start: int
+    stop: int
     error: RecordingError
 
 
@@ -60,6 +73,7 @@ class Windows:
         valid: W fractions, encoder samples of real sound.
         vectors: One (W, D) float32 array per layer.
         lost: Windows that have no row.
+        lost_blocks: Blocks of frames that failed; windows that are means of frames are lost besides.
     """
 
     place: npt.NDArray[np.int64]
@@ -67,6 +81,7 @@ class Windows:
     valid: list[object]
     vectors: list[npt.NDArray[np.float32]]
     lost: list[LostWindow] = field(default_factory=list)
+    lost_blocks: list[LostBlock] = field(default_factory=list)
 
 
 Vectors = list[torch.Tensor]
@@ -153,4 +168,5 @@ def without_lost(windows: Windows) -> Windows:
         [valid for valid, is_kept in zip(windows.valid, keep, strict=True) if is_kept],
         [vectors[keep] for vectors in windows.vectors],
         windows.lost,
+        windows.lost_blocks,
     )

@@ -137,7 +137,7 @@ def _run(loaded: Job, goal: Goal) -> None:
         n_shards, n_waiting = len(result.tally.uncommitted), len(result.tally.waiting)
         what = f"{n_shards} shards stay uncommitted"
         if not n_shards and n_waiting:
-            what = f"{n_waiting} recordings could not be read yet"
+            what = f"{n_waiting} recordings or folders could not be read yet"
         raise BioembedError(f"{what} ({first}); run again to finish them")
 
 

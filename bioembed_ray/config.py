@@ -61,9 +61,9 @@ class InputConfig(Settings):
     uri: str | tuple[str, ...] = "."
     """Folder, bucket prefix, glob, one recording, a list of these, or a .txt file that lists them."""
     include: tuple[str, ...] = ()
-    """Globs on the path below `uri`; the extension's case does not matter. Empty: every audio extension."""
+    """Globs on the path below `uri`, of files, tars and Parquet; the extension's case does not matter. Empty: every audio extension."""
     exclude: tuple[str, ...] = ()
-    """Globs to leave out."""
+    """Globs to leave out, also of members of tars and Parquet; a folder that `name/**` covers is not opened."""
     manifest: str | None = None
     """CSV or Parquet table with a `uri` column; its other columns ride along into recordings/."""
     channels: Literal["mix", "first", "each"] = "mix"

@@ -128,6 +128,10 @@ def placement(encoder: PlannedEncoder, job: Job) -> dict[str, Any]:
         "channels": job.input.channels,
         "frames_stride": None if grid is None else grid.stride,
         "frames_receptive": None if grid is None else grid.receptive,
+        "frames_per_step": None if grid is None else grid.per_step,
+        "frames_block_s": None if grid is None else grid.block_s,
+        "frames_context_s": None if grid is None else grid.context_s,
+        "frames_joins_tail": None if grid is None else grid.joins_tail,
         "embeds": encoder.facts.embeds,
         "shortest": shortest_window(encoder.facts),
     }

@@ -42,7 +42,7 @@ def drawn_shards(
         for span in plan.shards[shard].spans:
             group = None if groups is None else groups[span.recording]
             n_channels = span.header.channels if plan.job.input.channels == "each" else 1
-            seconds = span.promised / span.header.rate_hz
+            seconds = span.planned / span.header.rate_hz
             rows[group] = rows.get(group, 0.0) + seconds * per_second * n_channels
         if not any(shares[group] > 0 for group in rows):
             continue

@@ -12,14 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bioembed_ray.apply import Place, Waves, Windows, guarded, lost_window, without_lost
+from bioembed_ray.apply import (
+    LostBlock,
+    LostWindow,
+    Place,
+    Waves,
+    Windows,
+    guarded,
+    lost_window,
+    without_lost,
+)
 from bioembed_ray.assigned import Assigned, TokenTable
 from bioembed_ray.codebooks.nearest import Codes
 from bioembed_ray.encoders.base import Encoder, shortest_window
 from bioembed_ray.errors import Reason, RecordingError
-from bioembed_ray.frames import Frames, Means, assemble, is_own, owned_steps, run_blocks
+from bioembed_ray.frames import Frames, Means, assemble, is_own, owned_steps, run_blocks, with_sound
 from bioembed_ray.in_flight import Told, nobody
-from bioembed_ray.windows import Block, WindowRule, valid_samples, window_starts
+from bioembed_ray.windows import Block, WindowRule, touches, valid_samples, window_starts
 
 
 def encode(
@@ -50,20 +59,7 @@ def encode(
     Returns:
         The windows, the frames where they are kept, and one table of tokens per codebook.
     """
-    tables = [
-        window_starts(place.clock, rule, place.start, place.stop, place.n_native)
-        for place in places
-    ]
-    windows = Windows(
-        np.repeat(np.arange(len(places)), [len(table) for table in tables]),
-        np.concatenate(tables) if tables else np.zeros(0, np.int64),
-        [
-            valid
-            for place, table in zip(places, tables, strict=True)
-            for valid in valid_samples(place.clock, rule, table, place.n_native)
-        ],
-        [],
-    )
+    windows = _planned(rule, places)
     named = Assigned(codes)
     kept: list[tuple[int, Block, npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]] = []
     grid = encoder.facts.grid
@@ -92,8 +88,13 @@ def encode(
                 if isinstance(outcome, RecordingError):
                     if means is not None:
                         means.lose(index, block, outcome)
+                    # A block that is too short has no frames to miss.
+                    if is_own(places[index], block) and outcome.reason != Reason.TOO_SHORT:
+                        lost = LostBlock(index, block.start, block.stop, outcome)
+                        windows.lost_blocks.append(lost)
                     continue
                 steps = owned_steps(grid, block)
+                steps, outcome = with_sound(encoder, places[index], steps, outcome)
                 if means is not None:
                     means.add(index, steps, outcome)
                 if not is_own(places[index], block):
@@ -116,6 +117,26 @@ def encode(
     return found, frames, named.tables()
 
 
+def _planned(rule: WindowRule, places: Sequence[Place]) -> Windows:
+    """Return the windows to encode; those that hold no sound, or under `drop` a hole, are lost."""
+    windows = Windows(np.zeros(0, np.int64), np.zeros(0, np.int64), [], [])
+    silent = RecordingError(Reason.DAMAGED, "no sound in the window")
+    indices, tables = [], []
+    for index, place in enumerate(places):
+        starts = window_starts(place.clock, rule, place.start, place.stop, place.n_native)
+        valid = valid_samples(place.clock, rule, starts, place.n_native, place.holes)
+        keep = np.array([length > 0 for length in valid], bool)
+        if rule.tail == "drop":
+            keep &= ~touches(place.clock, starts, starts + rule.window, place.holes)
+        windows.lost += [LostWindow(index, int(start), silent) for start in starts[~keep]]
+        windows.valid += [length for length, is_kept in zip(valid, keep, strict=True) if is_kept]
+        tables.append(starts[keep])
+        indices.append(np.full(int(keep.sum()), index))
+    windows.place = np.concatenate([windows.place, *indices])
+    windows.start = np.concatenate([windows.start, *tables])
+    return windows
+
+
 def _embed_windows(
     encoder: Encoder,
     rule: WindowRule,
@@ -130,7 +151,12 @@ def _embed_windows(
     results = [torch.zeros((n_windows, encoder.dim), device=device) for _ in range(n_layers)]
     lengths = np.full(n_windows, rule.window)
     if not encoder.facts.pads:
-        lengths = np.array([-(-v.numerator // v.denominator) for v in windows.valid], np.int64)  # type: ignore[attr-defined]
+        # Up to the recording's end: a hole is no reason to be short.
+        ends = [
+            places[p].length or int(s) + rule.window
+            for p, s in zip(windows.place, windows.start, strict=True)
+        ]
+        lengths = np.minimum(rule.window, np.array(ends, np.int64) - windows.start)
     shortest = shortest_window(encoder.facts)
     n_done = 0
     for length in (int(length) for length in np.unique(lengths)):

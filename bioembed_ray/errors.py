@@ -28,7 +28,7 @@ class Reason(StrEnum):
     """Why input seconds were not embedded. A closed list: the column `reason`."""
 
     DAMAGED = "damaged"
-    """The decoder gave up inside the recording and nothing could be salvaged."""
+    """A stretch that cannot be decoded, or a recording of which nothing can."""
     UNSUPPORTED = "unsupported"
     """No decoder knows the format, or it is not audio."""
     EMPTY = "empty"

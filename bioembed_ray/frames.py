@@ -14,7 +14,7 @@ from bioembed_ray.apply import Outcome, Place, Vectors, Waves, Windows, guarded,
 from bioembed_ray.encoders.base import Encoder, FrameGrid
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.in_flight import Told
-from bioembed_ray.windows import Block, WindowRule, blocks
+from bioembed_ray.windows import Block, WindowRule, blocks, touches
 
 
 @dataclass(slots=True)
@@ -58,6 +58,7 @@ def run_blocks(
         plan += [
             (index, block)
             for block in blocks(grid, encoder.facts.rate_hz, first, beyond + reach, end)
+            if not _is_silent(place, block)
         ]
     by_length: dict[int, list[tuple[int, Block]]] = {}
     for entry in plan:
@@ -79,6 +80,12 @@ def run_blocks(
                 yield index, block, outcome
             n_done += len(batch)
             told(n_done / len(plan))
+
+
+def _is_silent(place: Place, block: Block) -> bool:
+    """Return True where all that a block owns lies in one hole."""
+    start, stop = place.clock.native(block.start), place.clock.native(block.stop)
+    return any(low <= start and stop <= high for low, high in place.holes)
 
 
 class Means:
@@ -174,6 +181,18 @@ def _own_range(grid: FrameGrid, block: Block) -> tuple[int, int]:
 def _own_frames(grid: FrameGrid, block: Block, layer: torch.Tensor) -> torch.Tensor:
     first, last = _own_range(grid, block)
     return layer[first * grid.per_step : last * grid.per_step]  # (T · per_step, D)
+
+
+def with_sound(
+    encoder: Encoder, place: Place, steps: npt.NDArray[np.int64], layers: Vectors
+) -> tuple[npt.NDArray[np.int64], Vectors]:
+    """Return the time steps that hear no hole, and their frames per layer."""
+    grid = encoder.facts.grid
+    if not place.holes or grid is None or not len(steps):
+        return steps, layers
+    keep = ~touches(place.clock, steps, steps + grid.receptive, place.holes)
+    rows = torch.from_numpy(np.repeat(keep, grid.per_step))
+    return steps[keep], [layer[rows.to(layer.device)] for layer in layers]
 
 
 def is_own(place: Place, block: Block) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bioembed_ray import parts, storage
@@ -12,7 +13,9 @@ from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset
-from bioembed_ray.errors import ConfigError, InputError, Reason
+from bioembed_ray.errors import ConfigError, InputError, Reason, RecordingError
+from bioembed_ray.inputs.inside import Opened, as_known
+from bioembed_ray.inputs.left_out import Kind, LeftOut
 from bioembed_ray.inputs.listing import Container, Listing, Recording, unique
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, PartOutcome
@@ -38,7 +41,7 @@ class Probed:
 Probe = Callable[[list[Recording]], Iterable[Probed]]
 
 
-Members = Callable[[list[Container]], Iterable[Recording]]
+Members = Callable[[list[Container]], Iterable[Opened]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +56,62 @@ class Changes:
 
 
 def list_recordings(listing: Listing, ledger: Ledger, members: Members) -> dict[str, Recording]:
-    """Return all recordings by name, in name order; members of unchanged containers come from the ledger."""
-    inside: dict[tuple[str, str], list[Recording]] = {}
-    opened = {(container.uri, container.stamp) for container in listing.containers}
-    for recording in ledger.known.recordings() if opened else ():
-        place = (recording.source.uri, recording.source.stamp)
-        if place in opened:
-            inside.setdefault(place, []).append(recording)
+    """Return all recordings by name, in name order; members of unchanged containers come from the ledger.
+
+    What containers leave out, and those that cannot be opened, are added to the listing.
+
+    Raises:
+        InputError: there is not one.
+        StorageError: the store of the containers is out of reach.
+    """
     recordings = list(listing.recordings)
-    closed = []
-    for container in listing.containers:
-        known = inside.get((container.uri, container.stamp))
-        if known is None:
-            closed.append(container)
-        else:
-            recordings += known
-    recordings += members(closed) if closed else []
+    for opened in sorted(_opened(listing, ledger, members), key=lambda one: one.name):
+        recordings += opened.recordings
+        listing.left_out.merge(opened.left_out)
+        if opened.refusal is not None:
+            listing.unreadable[opened.name] = opened.refusal
+            listing.left_out.add(Kind.UNREADABLE, opened.name)
+    if listing.unreadable:
+        # What cannot be looked at is not gone.
+        recordings += filter(partial(_is_out_of_reach, listing), ledger.known.recordings())
     if not recordings:
         raise InputError(
-            f"no audio under {listing.root}: {len(listing.containers)} tar or Parquet objects hold none"
+            f"no audio under {listing.root}: {len(listing.containers)} tar or Parquet objects hold "
+            f"none; left out: {listing.left_out or 'nothing'}"
         )
     return {recording.name: recording for recording in unique(recordings)}
+
+
+def _opened(listing: Listing, ledger: Ledger, members: Members) -> Iterator[Opened]:
+    inside: dict[tuple[str, str], list[Recording]] = {}
+    places = {(container.uri, container.stamp) for container in listing.containers}
+    for recording in ledger.known.recordings() if places else ():
+        place = (recording.source.uri, recording.source.stamp)
+        if place in places:
+            inside.setdefault(place, []).append(recording)
+    closed = {}
+    for container in listing.containers:
+        members_known = inside.get((container.uri, container.stamp))
+        known = None if members_known is None else as_known(container, members_known)
+        if known is None:
+            closed[container.name] = container
+        else:
+            yield known
+    watch = StoreWatch()
+    for opened in members(list(closed.values())) if closed else ():
+        uri = closed.pop(opened.name).uri
+        watch.note(None if opened.refusal is None else uri)
+        yield opened
+    crash = RecordingError(Reason.CRASHED, "listing what it holds killed the worker")
+    yield from (Opened(name, [], LeftOut(), crash) for name in closed)
+
+
+def _is_out_of_reach(listing: Listing, recording: Recording) -> bool:
+    """Return whether a recording is, or lies in, what cannot be read."""
+    name = recording.name
+    slashes = [place for place, letter in enumerate(name) if letter == "/"]
+    above = {name, *(name[:end] for end in slashes), *(name[: end + 1] for end in slashes)}
+    return not above.isdisjoint(listing.unreadable)
 
 
 def compare(job: Job, ledger: Ledger, recordings: dict[str, Recording]) -> Changes:

@@ -1,22 +1,18 @@
-"""What became of a shard under one encoder: sums that add up, and why the rest is missing."""
+"""What became of a shard under one encoder: sums, and why the rest is missing; as JSON and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from bioembed_ray.audio.spans import SpanAudio
+from bioembed_ray.audio.holes import Holes
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
-from bioembed_ray.errors import Reason, RecordingError
-from bioembed_ray.segments import Shard, Span
+from bioembed_ray.errors import Reason
 from bioembed_ray.versions import READER_VERSION
-from bioembed_ray.windows import Coverage, WindowRule, coverage
 
 if TYPE_CHECKING:
-    from bioembed_ray.apply import LostWindow, Place, Windows
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +57,23 @@ class SpanOutcome:
 
     Attributes:
         recording: Name.
-        n_decoded: Native samples per channel that came.
+        n_decoded: Native samples per channel that came; of several channels the most.
+        n_extent: Those and the holes between: up to the span's stop or the end of the sound.
         n_nonfinite: NaN or infinite values set to zero.
-        n_rows: Rows in the part.
-        coverage: Embedded, padded, failed (with what the header promised in vain) and skipped.
+        n_rows: Rows in the part: windows, frames, or rows of tokens.
+        coverage: Embedded, padded, failed (holes, and samples the header declares but the data
+            lack) and skipped.
+        holes: For each channel encoded, native samples of the recording that are no sound; one
+            entry where all channels have the same, none without holes.
     """
 
     recording: str
     n_decoded: int
+    n_extent: int
     n_nonfinite: int
     n_rows: int
     coverage: Coverage
+    holes: tuple[Holes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,178 +97,6 @@ class PartOutcome:
     n_distinct: int = 0
 
 
-@dataclass(slots=True)
-class Judged:
-    """Outcomes and failures of a shard under one encoder and layer."""
-
-    spans: list[SpanOutcome] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-
-def judge(
-    shard: Shard,
-    audios: Sequence[SpanAudio | RecordingError],
-    places: Sequence[Place],
-    rule: WindowRule,
-    windows: Windows,
-    dataset: Dataset,
-    n_channels_of: Sequence[int],
-) -> Judged:
-    """Account for every promised and every decoded sample of a shard.
-
-    Args:
-        shard: The spans.
-        audios: What decoding each gave.
-        places: The tracks, each pointing to its span.
-        rule: Window, hop and tail.
-        windows: Rows made, and windows lost.
-        dataset: Which encoder and version.
-        n_channels_of: Channels encoded, per span.
-    """
-    judged = Judged()
-    lost_at: dict[int, list[LostWindow]] = {}
-    for lost in windows.lost:
-        lost_at.setdefault(lost.place, []).append(lost)
-    rows_at = np.bincount(windows.place, minlength=len(places))
-    places_at: dict[int, list[int]] = {}
-    for index, place in enumerate(places):
-        places_at.setdefault(place.span, []).append(index)
-    shard_name = shard.id
-    for number, (span, audio) in enumerate(zip(shard.spans, audios, strict=True)):
-        n_channels = n_channels_of[number]
-        if isinstance(audio, RecordingError):
-            failed = Coverage(failed=span.promised * n_channels)
-            judged.spans.append(SpanOutcome(span.recording, 0, 0, 0, failed))
-            judged.failures.append(
-                _span_failure(span, audio, span.start, span.promised, n_channels, shard_name)
-            )
-            continue
-        total = Coverage()
-        for index in places_at.get(number, []):
-            part, failures = _judge_place(
-                span, audio, places[index], rule, lost_at.get(index, []), int(rows_at[index])
-            )
-            total += part
-            judged.failures += [
-                replace(f, encoder=dataset.encoder, version=dataset.version, shard=shard_name)
-                for f in failures
-            ]
-        # A length worked out from a bit rate is no promise.
-        is_promise = not span.header.is_estimate
-        missing = max(0, span.promised - audio.n_decoded) if is_promise else 0
-        if missing or audio.fault is not None:
-            judged.failures.append(_truncated(span, audio, missing, n_channels, shard_name))
-        total += Coverage(failed=missing * n_channels)
-        n_rows = int(sum(rows_at[index] for index in places_at.get(number, [])))
-        judged.spans.append(
-            SpanOutcome(span.recording, audio.n_decoded, audio.n_nonfinite, n_rows, total)
-        )
-    return judged
-
-
-def _judge_place(
-    span: Span,
-    audio: SpanAudio,
-    place: Place,
-    rule: WindowRule,
-    lost: list[LostWindow],
-    n_rows: int,
-) -> tuple[Coverage, list[Failure]]:
-    stop = span.start + audio.n_decoded
-    absent = [entry.start for entry in lost if entry.error.reason == Reason.TOO_SHORT]
-    bad = [entry for entry in lost if entry.error.reason != Reason.TOO_SHORT]
-    failures = [_window_failure(span, place, rule, group) for group in _runs(bad, rule.hop)]
-    if absent and not n_rows and not bad and audio.n_decoded:
-        # Not one frame in the whole span: it failed, rather than having a short tail.
-        error = lost[0].error
-        return Coverage(failed=audio.n_decoded), [
-            _span_failure(span, error, span.start, audio.n_decoded, 1, None, place.track.channel)
-        ]
-    covered = coverage(
-        place.clock,
-        rule,
-        span.start,
-        stop,
-        place.n_native,
-        np.array([entry.start for entry in bad], np.int64),
-        np.array(absent, np.int64),
-    )
-    return covered, failures
-
-
-def _runs(lost: list[LostWindow], hop: int) -> list[list[LostWindow]]:
-    """Group neighbouring windows that were lost for the same reason."""
-    groups: list[list[LostWindow]] = []
-    for entry in sorted(lost, key=lambda entry: entry.start):
-        last = groups[-1][-1] if groups else None
-        if (
-            last is not None
-            and entry.start - last.start <= hop
-            and str(entry.error) == str(last.error)
-        ):
-            groups[-1].append(entry)
-        else:
-            groups.append([entry])
-    return groups
-
-
-def _window_failure(span: Span, place: Place, rule: WindowRule, group: list[LostWindow]) -> Failure:
-    start = place.clock.native(group[0].start)
-    stop = place.clock.native(group[-1].start + rule.window)
-    if place.n_native is not None:
-        stop = min(stop, place.n_native)
-    error = group[0].error
-    rate = span.header.rate_hz
-    detail = f"{len(group)} windows: {error.detail}"
-    return Failure(
-        span.recording,
-        error.reason,
-        detail,
-        channel=place.track.channel,
-        # The first window's own start, as its row would have had it: it may lie between two samples.
-        start_s=place.clock.seconds(group[0].start),
-        end_s=stop / rate,
-        n_samples=stop - start,
-    )
-
-
-def _span_failure(
-    span: Span,
-    error: RecordingError,
-    start: int,
-    n_samples: int,
-    n_channels: int,
-    shard: str | None,
-    channel: int | None = None,
-) -> Failure:
-    rate = span.header.rate_hz
-    return Failure(
-        span.recording,
-        error.reason,
-        error.detail,
-        channel=channel,
-        start_s=start / rate,
-        end_s=(start + n_samples) / rate,
-        n_samples=n_samples * n_channels,
-        shard=shard,
-    )
-
-
-def _truncated(span: Span, audio: SpanAudio, missing: int, n_channels: int, shard: str) -> Failure:
-    rate = span.header.rate_hz
-    end = span.start + audio.n_decoded
-    detail = f"data end at {end / rate:.3f} s; embedded up to there"
-    if not audio.n_decoded:
-        # The end lies somewhere before this span, and the span it lies in says where.
-        detail = f"data end before {end / rate:.3f} s"
-    if missing:
-        detail = f"header promises {(end + missing) / rate:.3f} s, {detail}"
-    if audio.fault is not None:
-        detail = f"{detail} ({audio.fault})"
-    error = RecordingError(Reason.TRUNCATED, detail)
-    return _span_failure(span, error, end, missing, n_channels, shard)
-
-
 def outcome_to_json(outcome: PartOutcome) -> dict[str, Any]:
     """Return a part's outcome as plain values."""
     return asdict(outcome)
@@ -278,7 +108,13 @@ def outcome_from_json(raw: dict[str, Any]) -> PartOutcome:
         dataset=Dataset(**raw["dataset"]),
         shard=raw["shard"],
         spans=tuple(
-            SpanOutcome(**{**span, "coverage": Coverage(**span["coverage"])})
+            SpanOutcome(
+                **{
+                    **span,
+                    "coverage": Coverage(**span["coverage"]),
+                    "holes": tuple(tuple(map(tuple, own)) for own in span["holes"]),
+                }
+            )
             for span in raw["spans"]
         ),
         failures=tuple(failure_from_json(failure) for failure in raw["failures"]),

@@ -13,6 +13,7 @@ from bioembed_ray.carry import Carry, find_carries
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Dataset, PlannedEncoder
 from bioembed_ray.errors import ConfigError, InputError, NoBucketError, NotFoundError
+from bioembed_ray.inputs.left_out import Kind
 from bioembed_ray.inputs.listing import Listing, list_input
 from bioembed_ray.inventory import (
     Changes,
@@ -39,6 +40,8 @@ from bioembed_ray.segments import (
 )
 from bioembed_ray.versions import READER_VERSION, plan_encoder
 
+# As many of a kind are warned of by name.
+N_NAMED = 3
 # Folders of Parquet below the output.
 TABLES = ("embeddings", "frames", "fit_frames", "tokens", "recordings", "failures")
 
@@ -138,8 +141,10 @@ def make_plan(job: Job, probe: Probe, members: Members) -> Plan:
     listing = _without_output(listing, job.output)
     found = ledger_file.load(job.output)
     plan = Plan(job, encoders, found or Ledger(), listing)
+    plan.ledger.want(plan.datasets)
     standing = _standing(plan)
     recordings = list_recordings(listing, plan.ledger, members)
+    plan.ledger.set_unreadable(listing.unreadable)
     plan.changes = compare(job, plan.ledger, recordings)
     probe_new(plan.ledger, recordings, probe)
     forget_missing(plan.ledger, standing)
@@ -160,8 +165,10 @@ def _without_output(listing: Listing, output: str) -> Listing:
     """Leave out the tables of earlier runs, where the output lies inside the input."""
     own = tuple(f"{storage.join(output, table)}/" for table in TABLES)
     kept = [one for one in listing.containers if not one.uri.startswith(own)]
-    n_own = len(listing.containers) - len(kept)
-    return replace(listing, containers=kept, n_other=listing.n_other + n_own)
+    for one in listing.containers:
+        if one.uri.startswith(own):
+            listing.left_out.add(Kind.NOT_AUDIO, one.name)
+    return replace(listing, containers=kept)
 
 
 def _standing(plan: Plan) -> dict[Dataset, dict[str, storage.ObjectInfo]]:
@@ -171,6 +178,7 @@ def _standing(plan: Plan) -> dict[Dataset, dict[str, storage.ObjectInfo]]:
 def list_again(plan: Plan, encoders: tuple[PlannedEncoder, ...]) -> None:
     """Take the encoders as they now are, with codebooks fitted since, and list what is left to do."""
     plan.encoders = encoders
+    plan.ledger.want(plan.datasets)
     plan.todo.clear()
     standing = _standing(plan)
     forget_missing(plan.ledger, standing)
@@ -239,8 +247,8 @@ def _list_work(plan: Plan, standing: dict[Dataset, dict[str, storage.ObjectInfo]
 
 
 def audio_seconds(work: Work) -> float:
-    """Return the seconds of audio that a shard's headers promise."""
-    return sum(span.promised / span.header.rate_hz for span in work.shard.spans)
+    """Return the seconds of audio that are expected of a shard."""
+    return sum(span.planned / span.header.rate_hz for span in work.shard.spans)
 
 
 def work_seconds(work: Work, job: Job) -> float:
@@ -250,8 +258,11 @@ def work_seconds(work: Work, job: Job) -> float:
 
 
 def _notes(plan: Plan) -> list[str]:
-    """Return warnings about what an encoder cannot hear, and what a precision does not keep."""
-    notes = []
+    """Return warnings: what cannot be read, what an encoder cannot hear, what a precision does not keep."""
+    unreadable = plan.listing.unreadable
+    notes = [f"{name}: {unreadable[name].detail}" for name in sorted(unreadable)[:N_NAMED]]
+    if len(unreadable) > N_NAMED:
+        notes.append(f"{len(unreadable) - N_NAMED:,} more cannot be read, see failures/")
     expansion = plan.job.input.time_expansion
     rates = plan.ledger.lengths()[1]
     for rate_hz in sorted({encoder.facts.rate_hz for encoder in plan.encoders}):

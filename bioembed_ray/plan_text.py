@@ -34,8 +34,9 @@ def describe_plan(
     n_samples, rate_hz = plan.ledger.lengths()
     n_known, total = len(plan.ledger.known), float((n_samples / rate_hz).sum())
     yield f"input      {n_known} recordings, {hours(total)} of audio, {n_known - len(rate_hz)} unreadable"
-    hidden = f", {plan.listing.n_hidden} hidden files skipped" if plan.listing.n_hidden else ""
-    yield f"           {changes.n_new} new, {changes.n_changed} changed, {changes.n_removed} removed{hidden}"
+    yield f"           {changes.n_new} new, {changes.n_changed} changed, {changes.n_removed} removed"
+    if plan.listing.left_out:
+        yield f"left out   {plan.listing.left_out}"
     todo_s = sum(audio_seconds(work) for work in plan.todo)
     yield f"to do      {len(plan.todo)} of {len(plan.shards)} shards, {hours(todo_s)} of audio"
     if plan.carries:
@@ -99,7 +100,7 @@ def _recordings(plan: Plan, owing: Sequence[Work]) -> str:
 def _describe_encoder(plan: Plan, encoder: PlannedEncoder, record: dict[str, Any]) -> Iterator[str]:
     job = plan.job
     spans = plan.ledger.spans()
-    heard = spans.promised * encoder.facts.rate_hz * job.input.time_expansion / spans.rate_hz
+    heard = spans.planned * encoder.facts.rate_hz * job.input.time_expansion / spans.rate_hz
     counts = np.ceil(heard / encoder.rule.hop).astype(np.int64)
     if job.input.channels == "each":
         counts *= spans.channels
@@ -155,7 +156,7 @@ def _token_bytes(plan: Plan, encoder: PlannedEncoder, name: str, shards: Iterabl
     """Return the bytes of a codebook's tokens in some shards, before compression."""
     spans = plan.ledger.spans()
     chosen = spans.is_in(shards)
-    seconds = spans.promised[chosen] * plan.job.input.time_expansion / spans.rate_hz[chosen]
+    seconds = spans.planned[chosen] * plan.job.input.time_expansion / spans.rate_hz[chosen]
     if plan.job.input.channels == "each":
         seconds = seconds * spans.channels[chosen]
     codebook = plan.job.codebooks.get(name)

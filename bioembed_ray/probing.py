@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from bioembed_ray.audio.containers import members
 from bioembed_ray.audio.probe import probe
-from bioembed_ray.errors import BioembedError, Reason, RecordingError, StorageError
+from bioembed_ray.errors import InputError, Reason, RecordingError, StorageError
+from bioembed_ray.inputs.inside import Opened
+from bioembed_ray.inputs.left_out import LeftOut
 from bioembed_ray.inputs.listing import Container, Recording
 from bioembed_ray.inventory import Probed
 from bioembed_ray.tasks import spread
@@ -23,12 +24,18 @@ def probe_recordings(recordings: list[Recording]) -> Iterator[Probed]:
     yield from spread(_probe_batch, recordings, PROBE_BATCH)
 
 
-def list_members(containers: list[Container]) -> Iterator[Recording]:
-    """List what is inside tar and Parquet objects, in parallel on the cluster."""
+def list_members(containers: list[Container]) -> Iterator[Opened]:
+    """List what is inside tar and Parquet objects, in parallel on the cluster; yields in any order.
+
+    An object that kills its worker is left out of the answer.
+
+    Raises:
+        InputError: see `containers.members`.
+    """
     for found in spread(_list_batch, containers, 1):
-        if isinstance(found, Exception):
+        if isinstance(found, InputError):
             raise found
-        yield from found
+        yield found
 
 
 def _probe_batch(recordings: Sequence[Recording]) -> list[Probed]:
@@ -53,11 +60,15 @@ def _probe_one(recording: Recording) -> Probed:
     return Probed(recording.name, header, metadata)
 
 
-def _list_batch(containers: Sequence[Container]) -> list[Any]:
-    found: list[Any] = []
-    for container in containers:
-        try:
-            found.append(list(members(container)))
-        except BioembedError as error:
-            found.append(error)
-    return found
+def _list_batch(containers: Sequence[Container]) -> list[Opened | InputError]:
+    return [_list_one(container) for container in containers]
+
+
+def _list_one(container: Container) -> Opened | InputError:
+    try:
+        return members(container)
+    except InputError as error:
+        return error
+    except StorageError as error:
+        refusal = RecordingError(Reason.STORAGE, str(error))
+        return Opened(container.name, [], LeftOut(), refusal)

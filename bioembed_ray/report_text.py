@@ -9,6 +9,7 @@ from bioembed_ray import lease, parts
 from bioembed_ray.current import read_current
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import InputError
+from bioembed_ray.inputs.left_out import from_json
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Ledger
 from bioembed_ray.partitions import list_datasets
@@ -37,7 +38,9 @@ def describe_result(result: Result) -> Iterator[str]:
             f"removed; nothing of them was encoded"
         )
     yield from describe_coverage(plan.ledger, plan.datasets, plan.job.input.channels)
-    yield from describe_failures(plan.ledger, plan.listing.n_hidden)
+    yield from describe_failures(plan.ledger)
+    if plan.listing.left_out:
+        yield f"left out   {plan.listing.left_out}"
     for line in tally.suspicious():
         yield f"warning    {line}"
     untrained = ", ".join(encoder.name for encoder in plan.encoders if encoder.is_random)
@@ -61,14 +64,13 @@ def describe_coverage(
         )
 
 
-def describe_failures(ledger: Ledger, n_hidden: int) -> Iterator[str]:
+def describe_failures(ledger: Ledger) -> Iterator[str]:
     """Yield how many recordings failed, and why."""
     counts = reasons(ledger)
     text = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none"
     states = sorted(ledger.states().items())
     listed = ", ".join(f"{count} {state}" for state, count in states)
-    hidden = f"; {n_hidden} hidden files skipped" if n_hidden else ""
-    yield f"recordings {len(ledger.known)}: {listed}{hidden}"
+    yield f"recordings {len(ledger.known)}: {listed}"
     yield f"failures   {text}"
 
 
@@ -109,6 +111,9 @@ def describe_status(output: str) -> Iterator[str]:
         known = read_current(output).get("codebooks", {}).get(dataset.encoder, {})
         state = "current" if known.get("tokens") == dataset.version else "not current"
         yield f"parts      {dataset.prefix}: {n_done} of {len(shards)} shards, {state}"
-    yield from describe_failures(ledger, 0)
+    yield from describe_failures(ledger)
+    left_out = from_json((last_record(output, has_worked=False) or {}).get("left_out", {}))
+    if left_out:
+        yield f"left out   {left_out}"
     if record is not None:
         yield f"last run   {record['run']}, exit code {record['exit_code']}"

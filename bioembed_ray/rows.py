@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Every table has the first three; frames of one time step differ in `patch`.
 ORDER = ("recording", "channel", "start_s", "patch")
 # Columns of recordings/ that say how a run accounts for a recording, not what it is.
-BOOKKEEPING = {"spans", "outcomes", "header", "stamp", "offset", "row", "column"}
+BOOKKEEPING = {"spans", "outcomes", "header", "stamp", "offset", "row", "column", "inside"}
 BATCH_ROWS = 8192
 
 

@@ -279,7 +279,7 @@ def _finish(plan: Plan, tally: Tally, held_back: Iterable[str]) -> Result:
     if plan.shards:
         current.move_current(plan.job.output, finished, held_back)
     fraction = summary.failed_fraction(plan.ledger, plan.datasets, plan.job.input.channels)
-    waiting = [failure for failure in plan.ledger.unopened() if failure.reason.is_transient]
+    waiting = plan.ledger.waiting()
     tally.waiting = [failure.line for failure in waiting]
     owed = plan.datasets if plan.goal is None else plan.goal
     if not set(owed) <= complete or tally.uncommitted or waiting:

@@ -43,12 +43,23 @@ class Span:
     stop: int | None
 
     @property
-    def promised(self) -> int:
-        """Native samples that the header promises for this span; 0 where it does not say."""
-        end = self.stop
-        if end is None:
-            end = self.header.n_promised or self.header.n_samples or 0
+    def planned(self) -> int:
+        """Native samples that are expected in this span; 0 where nobody knows."""
+        end = (self.header.n_samples or 0) if self.stop is None else self.stop
         return max(0, end - self.start)
+
+    @property
+    def promised(self) -> int:
+        """Native samples of this span that are lost if they do not come; 0 without a promise."""
+        end = self.header.n_promised or 0
+        return max(0, (end if self.stop is None else min(self.stop, end)) - self.start)
+
+    def missing(self, n_extent: int) -> int:
+        """Return how many samples a span lacks that has `n_extent` before its stop or its end."""
+        whole = self.header.n_promised or 0
+        if whole - self.start - n_extent <= self.header.slack:
+            return 0
+        return max(0, self.promised - n_extent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +137,7 @@ def encoder_seconds(span: Span, cutting: Cutting) -> float:
     A length that no header tells is guessed from the size.
     """
     n_channels = span.header.channels if cutting.channels == "each" else 1
-    seconds = span.promised / span.header.rate_hz
+    seconds = span.planned / span.header.rate_hz
     if span.stop is None and span.header.n_samples is None:
         seconds = span.source.size_bytes / GUESSED_BYTES_PER_S
     return seconds * cutting.time_expansion * n_channels
@@ -162,7 +173,8 @@ def form_shards(
 ) -> Iterator[Shard]:
     """Yield shards of about `shard_s`, filled with segments in the order given.
 
-    The same recordings in the same order always give the same shards.
+    The same recordings in the same order always give the same shards. A recording has at most one
+    span in a shard, since what becomes of it there is accounted for by its name.
 
     Args:
         recordings: Name, source, header and the segments to place.
@@ -175,10 +187,12 @@ def form_shards(
             segment = Span(name, source, header, start, stop)
             length = encoder_seconds(segment, cutting)
             # Half a segment over is nearer the goal than half a segment under.
-            if spans and (filled + length / 2 > cutting.shard_s or len(spans) >= MAX_SPANS):
+            is_full = filled + length / 2 > cutting.shard_s or len(spans) >= MAX_SPANS
+            is_known = bool(spans) and spans[-1].recording == name
+            if spans and (is_full or (is_known and spans[-1].stop != start)):
                 yield Shard(tuple(spans))
-                spans, filled = [], 0.0
-            if spans and spans[-1].recording == name and spans[-1].stop == start:
+                spans, filled, is_known = [], 0.0, False
+            if is_known:
                 spans[-1] = Span(name, source, header, spans[-1].start, stop)
             else:
                 spans.append(segment)

@@ -68,7 +68,7 @@ def _read(span: Span, rates: tuple[int, ...], reach: tuple[float, float], job: J
     except Exception as error:  # noqa: BLE001
         text = " ".join(str(error).split())[:300]
         return RecordingError(Reason.DAMAGED, f"{type(error).__name__}: {text}")
-    if audio.n_decoded == 0 and span.start == 0:
+    if audio.n_extent == 0 and span.start == 0:
         if audio.fault is not None:
             return RecordingError(Reason.DAMAGED, audio.fault)
         return RecordingError(Reason.EMPTY, "decodes to no samples")

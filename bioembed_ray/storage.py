@@ -10,7 +10,7 @@ import contextlib
 import errno
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from bioembed_ray.errors import ChangedError, InputError, NotFoundError, StorageError
 from bioembed_ray.store import disk, remote, uris
-from bioembed_ray.store.disk import ABSENT, DANGLING
+from bioembed_ray.store.disk import ABSENT, DANGLING, UNREADABLE
 from bioembed_ray.store.errors import translated
 from bioembed_ray.store.stores import open_store
 from bioembed_ray.store.uris import absolute, is_local, join, split_uri
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ABSENT",
     "DANGLING",
+    "UNREADABLE",
     "ObjectInfo",
     "absolute",
     "arrow_paths",
@@ -59,7 +60,7 @@ class ObjectInfo:
         uri: Full URI or absolute local path.
         size_bytes: Size in bytes.
         stamp: Changes when the content does: the store's etag, or `<size>-<mtime in ns>` locally;
-            `DANGLING` for a link to nowhere, `ABSENT` for what a manifest names in vain.
+            `DANGLING` for a link to nowhere, `ABSENT` for what a manifest names in vain, `UNREADABLE…`.
     """
 
     key: str
@@ -68,7 +69,9 @@ class ObjectInfo:
     stamp: str
 
 
-def list_objects(uri: str, depth: int | None = None) -> Iterator[ObjectInfo]:
+def list_objects(
+    uri: str, depth: int | None = None, enters: Callable[[str], bool] | None = None
+) -> Iterator[ObjectInfo]:
     """Yield every object below a prefix (or the one object it names).
 
     A remote prefix without objects yields nothing; stores have no folders. In name order page by
@@ -77,6 +80,7 @@ def list_objects(uri: str, depth: int | None = None) -> Iterator[ObjectInfo]:
     Args:
         uri: Folder, prefix or object.
         depth: Most folders deep, 1 = only what lies right below; None = all.
+        enters: Whether to open a local folder, see `disk.walk`; its key may not be text.
 
     Raises:
         NotFoundError, NoBucketError: a local folder or a bucket that does not exist.
@@ -85,7 +89,7 @@ def list_objects(uri: str, depth: int | None = None) -> Iterator[ObjectInfo]:
     scheme, bucket, key = split_uri(uri)
     if not scheme:
         with translated(uri, name_the_file=True):
-            for name, path, size, stamp in disk.walk(disk.absolute(key), depth):
+            for name, path, size, stamp in disk.walk(disk.absolute(key), depth, enters):
                 yield ObjectInfo(uris.text_of(name), uris.local_uri(path), size, stamp)
         return
     with translated(uri):
@@ -113,7 +117,7 @@ def stat_object(uri: str) -> ObjectInfo:
 
 
 def stat_objects(uris: list[str]) -> list[ObjectInfo | None]:
-    """Return `stat_object` of many at once, None where nothing stands.
+    """Return `stat_object` of many objects of a store at once, None where nothing stands.
 
     Raises:
         DeniedError, StorageError: the store refused, or could not be reached.
@@ -125,8 +129,6 @@ def stat_objects(uris: list[str]) -> list[ObjectInfo | None]:
         except NotFoundError:
             return None
 
-    if all(is_local(uri) for uri in uris):
-        return [look(uri) for uri in uris]
     # A HEAD waits some 30 ms for the store and needs no CPU.
     with ThreadPoolExecutor(32) as threads:
         return list(threads.map(look, uris))
@@ -271,14 +273,11 @@ def replace(uri: str, body: bytes, stamp: str) -> bool:
 def delete(uri: str) -> None:
     """Delete an object; one that is not there is fine."""
     scheme, _, key = split_uri(uri)
-    try:
-        with translated(uri):
-            if not scheme:
-                Path(disk.absolute(key)).unlink()
-            else:
-                remote.delete(*open_store(uri))
-    except NotFoundError:
-        return
+    with contextlib.suppress(NotFoundError), translated(uri):
+        if not scheme:
+            Path(disk.absolute(key)).unlink()
+        else:
+            remote.delete(*open_store(uri))
 
 
 def check_writable(uri: str) -> None:

@@ -135,8 +135,8 @@ def failed_fraction(ledger: Ledger, datasets: tuple[Dataset, ...], channels: str
 
 
 def reasons(ledger: Ledger) -> dict[str, int]:
-    """Return how many recordings failed, wholly or in part, for each reason."""
-    pairs = {(failure.recording, failure.reason.value) for failure in ledger.all_failures()}
+    """Return how many recordings failed, wholly or in part, for each reason, in what is wanted."""
+    pairs = {(failure.recording, failure.reason.value) for failure in ledger.wanted_failures()}
     return dict(Counter(reason for _, reason in pairs).most_common())
 
 
@@ -257,8 +257,8 @@ def write_record(plan: Plan, tally: Tally, run_id: str, exit_code: int) -> None:
             "new": plan.changes.n_new,
             "changed": plan.changes.n_changed,
             "removed": plan.changes.n_removed,
-            "hidden": plan.listing.n_hidden,
         },
+        "left_out": plan.listing.left_out.to_json(),
         "shards": {"done": tally.n_shards, "uncommitted": sorted(tally.uncommitted)},
         "shards_by_node": dict(tally.nodes),
         "parts": tally.n_parts,
@@ -284,8 +284,8 @@ def rates(tally: Tally) -> dict[str, float]:
     }
 
 
-def last_record(output: str) -> dict[str, Any] | None:
-    """Return the newest run record that did some work, else the newest, None before the first."""
+def last_record(output: str, has_worked: bool = True) -> dict[str, Any] | None:
+    """Return the newest run record, of a run that did some work if there is one; None before the first."""
     try:
         found = list(storage.list_objects(storage.join(output, "runs")))
     except NotFoundError:
@@ -294,6 +294,6 @@ def last_record(output: str) -> dict[str, Any] | None:
     for entry in sorted(found, key=lambda entry: entry.key, reverse=True)[:20]:
         record: dict[str, Any] = json.loads(storage.read(entry.uri))
         newest = newest or record
-        if record.get("parts"):
+        if record.get("parts") or not has_worked:
             return record
     return newest

@@ -30,7 +30,8 @@ def flatten(audios: Sequence[Audio]) -> tuple[bytes, Wave]:
                 waves.append(track.samples)
                 position += len(track.samples)
             tracks[rate] = rows
-        slim.append((tracks, audio.n_native, audio.n_decoded, audio.n_nonfinite, audio.fault))
+        about = (audio.n_native, audio.n_extent, audio.holes, audio.n_nonfinite, audio.fault)
+        slim.append((tracks, *about))
     flat = np.concatenate(waves) if waves else np.zeros(0, np.float32)
     return pickle.dumps(slim), flat
 
@@ -42,7 +43,7 @@ def unflatten(index: bytes, flat: Wave) -> list[Audio]:
         if isinstance(entry, RecordingError):
             audios.append(entry)
             continue
-        tracks, n_native, n_decoded, n_nonfinite, fault = entry
+        tracks, *about = entry
         audios.append(
             SpanAudio(
                 {
@@ -52,10 +53,7 @@ def unflatten(index: bytes, flat: Wave) -> list[Audio]:
                     ]
                     for rate, rows in tracks.items()
                 },
-                n_native,
-                n_decoded,
-                n_nonfinite,
-                fault,
+                *about,
             )
         )
     return audios

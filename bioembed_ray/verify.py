@@ -1,26 +1,36 @@
 """The output against its own promises: every window once, where it belongs, every second accounted for.
 
-Nothing of the stream is reused to count: expected rows come from the ledger's decoded lengths and
-the rule that each part states.
+Nothing of the stream is reused to count: expected windows, frames and tokens come from the ledger's
+decoded lengths and the rule that each part states (`verify_rows.py`).
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bioembed_ray import parts, storage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import BrokenOutput, InputError, StorageError
 from bioembed_ray.ledger import ledger_file
-from bioembed_ray.ledger.ledger import Known, Ledger
+from bioembed_ray.ledger.ledger import Ledger
+from bioembed_ray.outcomes import PartOutcome
 from bioembed_ray.partitions import list_datasets
-from bioembed_ray.segments import Shard
+from bioembed_ray.segments import Shard, Span
+from bioembed_ray.verify_rows import (
+    Heard,
+    Positions,
+    Rule,
+    complaints,
+    lacks,
+    owed,
+    positions,
+)
 
 
 def verify(output: str) -> Iterator[str]:
@@ -78,105 +88,71 @@ def _check_part(
     rule = json.loads(metadata["placement"])
     where = f"{dataset.prefix}/{shard.id}.parquet"
     for span, found in zip(shard.spans, outcome.spans, strict=True):
-        n_channels = span.header.channels if rule["channels"] == "each" else 1
-        promised = 0 if span.header.is_estimate else span.promised
-        expected = max(promised, found.n_decoded) * n_channels
+        lacking = span.missing(found.n_extent)
+        expected = (found.n_extent + lacking) * _n_channels(span, rule)
         if found.coverage.total != expected:
             yield f"{where}: {span.recording}: {found.coverage.total} samples accounted for of {expected}"
     table = parts.read_table(entry)
     if dataset.table == "tokens":
         yield from _check_tokens(table, where)
-        return
-    vectors = table.column("embedding").combine_chunks().flatten()
-    values = vectors.to_numpy(zero_copy_only=False)
-    if not np.isfinite(values).all():
-        yield f"{where}: holds vectors that are not finite"
-    if dataset.table != "embeddings":
-        return
-    rows: dict[tuple[str, int], list[float]] = {}
-    names = table.column("recording").to_pylist()
-    channels = table.column("channel").to_pylist()
-    for name, channel, start in zip(
-        names, channels, table.column("start_s").to_pylist(), strict=True
-    ):
-        rows.setdefault((name, channel), []).append(start)
-    lost = _lost(outcome.failures)
+    else:
+        values = table.column("embedding").combine_chunks().flatten()
+        if not np.isfinite(values.to_numpy(zero_copy_only=False)).all():
+            yield f"{where}: holds vectors that are not finite"
+    # Parts of before say neither how many frames and tokens they hold, nor where these lie.
+    if dataset.table == "embeddings" or "frames_per_step" in rule:
+        problems = list(_check_rows(ledger, shard, outcome, rule, table, where))
+        yield from problems or _check_counts(table, outcome, where)
+
+
+def _n_channels(span: Span, rule: Rule) -> int:
+    return span.header.channels if rule["channels"] == "each" else 1
+
+
+def _check_counts(table: pa.Table, outcome: PartOutcome, where: str) -> Iterator[str]:
+    """Check that the rows are as many as the part's own account says."""
+    said: Counter[str] = Counter()
+    for span in outcome.spans:
+        said[span.recording] += span.n_rows
+    for found in table.column("recording").value_counts().to_pylist():
+        said[found["values"]] -= found["counts"]
+    for name, more in said.items():
+        if more:
+            yield f"{where}: {name}: {abs(more)} rows {'fewer' if more > 0 else 'more'} than the part accounts for"
+
+
+def _check_rows(
+    ledger: Ledger, shard: Shard, outcome: PartOutcome, rule: Rule, table: pa.Table, where: str
+) -> Iterator[str]:
+    """Check that what a span owes stands once and nothing else does, less what failures account for."""
+    kind = outcome.dataset.table
+    starts: dict[tuple[str, int], list[Positions]] = {}
+    unknown = set()
     for span, found in zip(shard.spans, outcome.spans, strict=True):
-        n_channels = span.header.channels if rule["channels"] == "each" else 1
-        for channel in range(n_channels if found.n_decoded else 0):
-            wanted = _expected(ledger.known[span.recording], span.start, span.stop, rule)
-            if wanted is None:
+        n_native = ledger.known[span.recording].n_extent
+        for channel in range(_n_channels(span, rule) if found.n_extent else 0):
+            if n_native is None:
+                unknown.add((span.recording, channel))
                 continue
-            gone = lost.get((span.recording, channel), [])
-            owed = {s for s in wanted if not _is_lost(s, gone)}
-            got = rows.pop((span.recording, channel), [])
-            if len(got) != len(set(got)):
-                yield f"{where}: {span.recording}: windows stand more than once"
-            if not owed <= set(got) <= set(wanted):
-                yield f"{where}: {span.recording} channel {channel}: {len(got)} windows, {len(owed)} expected"
-    for name, channel in rows:
+            holes = found.holes[channel if len(found.holes) > 1 else 0] if found.holes else ()
+            heard = Heard(rule, span.header.rate_hz, n_native, span.start, span.stop, holes)
+            starts.setdefault((span.recording, channel), []).append(owed(kind, heard))
+    there = positions(kind, table, rule)
+    for (name, channel), owing in starts.items():
+        got = there.pop((name, channel), np.zeros(0, np.int64))
+        lost = lacks(outcome.failures, name, channel)
+        for text in complaints(kind, got, np.concatenate(owing), lost, rule):
+            yield f"{where}: {name} channel {channel}: {text}"
+    for name, channel in sorted(there.keys() - unknown):
         yield f"{where}: {name} channel {channel} does not belong here"
 
 
 def _check_tokens(table: pa.Table, where: str) -> Iterator[str]:
-    """Check that rows of one channel do not overlap, and that ids are ids."""
-    ends: dict[tuple[str, int], float] = {}
-    columns = ("recording", "channel", "start_s", "hop_s", "per_step", "tokens")
-    for name, channel, start, hop, per_step, tokens in zip(
-        *(table.column(column).to_pylist() for column in columns), strict=True
-    ):
-        if start < ends.get((name, channel), 0.0) - 1e-9:
-            yield f"{where}: {name} channel {channel}: rows of tokens overlap at {start} s"
-        ends[name, channel] = start + len(tokens) / per_step * hop
-        if len(tokens) % per_step or any(token is not None and token < 0 for token in tokens):
-            yield f"{where}: {name} channel {channel}: not tokens at {start} s"
-
-
-def _lost(failures: tuple[Any, ...]) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    for failure in failures:
-        if failure.channel is not None:
-            span = (failure.start_s or 0.0, failure.end_s or 0.0)
-            found.setdefault((failure.recording, failure.channel), []).append(span)
-    return found
-
-
-def _is_lost(start_s: float, lost: list[tuple[float, float]]) -> bool:
-    return any(low - 1e-9 <= start_s < high for low, high in lost)
-
-
-def _expected(
-    entry: Known, start: int, stop: int | None, rule: dict[str, Any]
-) -> list[float] | None:
-    """Return the window starts that a span owes, in seconds; None while the length is unknown."""
-    n_decoded, header = entry.n_decoded, entry.header
-    if n_decoded is None or header is None:
-        return None
-    scale = rule["rate_hz"] * rule["time_expansion"]
-    ratio = Fraction(scale, header.rate_hz)
-    length = n_decoded * ratio
-    window, hop = rule["window"], rule["hop"]
-    starts = []
-    k = -(-(start * ratio) // hop)
-    while k * hop < length and (stop is None or k * hop < stop * ratio):
-        if rule["tail"] == "pad" or k * hop + window <= length:
-            starts.append(int(k * hop))
-        k += 1
-    if rule["tail"] == "shift":
-        end = -(-length // 1)
-        n_full = max(0, (length - window) // hop + 1)
-        last_end = (n_full - 1) * hop + window if n_full else 0
-        moved = max(0, int(end - window))
-        if last_end < end and start <= moved / ratio and (stop is None or moved / ratio < stop):
-            starts.append(moved)
-    starts = [s for s in starts if min(window, -(-length // 1) - s) >= rule["shortest"]]
-    if not rule["embeds"]:
-        starts = [s for s in starts if _has_frame(s, window, -(-length // 1), rule)]
-    return sorted(float(Fraction(s, scale)) for s in starts)
-
-
-def _has_frame(start: int, window: int, length: Fraction | int, rule: dict[str, Any]) -> bool:
-    stride, receptive = rule["frames_stride"], rule["frames_receptive"]
-    n_frames = (int(length) - receptive) // stride + 1
-    first = max(0, -(-(start - receptive // 2) // stride))
-    return bool(first < n_frames) and bool(first * stride + receptive // 2 < start + window)
+    """Check that ids are ids, and whole time steps."""
+    lists = table.column("tokens").combine_chunks()
+    counts, per_step = pc.list_value_length(lists), table.column("per_step").combine_chunks()
+    is_odd = pc.not_equal(pc.multiply(pc.divide(counts, per_step), per_step), counts)
+    rows = pc.list_parent_indices(lists).filter(pc.less(lists.flatten(), 0))
+    for row in sorted({*pc.indices_nonzero(is_odd).to_pylist(), *rows.to_pylist()}):
+        name, channel, start_s = (table.column(c)[row] for c in ("recording", "channel", "start_s"))
+        yield f"{where}: {name} channel {channel}: not tokens at {start_s} s"

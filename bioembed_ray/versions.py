@@ -29,9 +29,9 @@ from bioembed_ray.vqvae.model_file import MODEL_KEY
 from bioembed_ray.windows import WindowRule
 
 # Raised by hand when decoding, resampling, windowing or pooling move any number.
-PREPROCESS_VERSION = 1
+PREPROCESS_VERSION = 2
 # Raised by hand when the reader learns formats or salvages more; permanent failures are then retried.
-READER_VERSION = 1
+READER_VERSION = 2
 # Raised by hand when training a VQ-VAE moves any number.
 TRAINING_VERSION = 1
 # What a worker is built to hold of a recording at once, and so the most that `segment_s` may be.

@@ -1,4 +1,4 @@
-"""Where windows and blocks lie: integer positions, tail rules, real seconds, coverage.
+"""Where windows and blocks lie: integer positions, tail rules, real seconds.
 
 Two clocks meet here. *Native* samples count at the recording's own rate, *encoder* samples at the
 rate the encoder hears. With time expansion N, a recording at rate r is heard at r / N. Everything
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bioembed_ray.audio.holes import Holes, overlap
 from bioembed_ray.encoders.base import FrameGrid
 
 Tail = Literal["pad", "drop", "shift"]
@@ -63,37 +64,6 @@ class WindowRule:
     window: int
     hop: int
     tail: Tail = "pad"
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """What became of native samples; the sums add up to the samples asked about.
-
-    Attributes:
-        embedded: Inside at least one window full of sound.
-        padded: Only inside windows that were padded.
-        failed: Only inside windows whose vector failed.
-        skipped: Inside no window: dropped tail, between windows when hop > window, or a tail too
-            short for one frame.
-    """
-
-    embedded: int = 0
-    padded: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    def __add__(self, other: Coverage) -> Coverage:
-        return Coverage(
-            self.embedded + other.embedded,
-            self.padded + other.padded,
-            self.failed + other.failed,
-            self.skipped + other.skipped,
-        )
-
-    @property
-    def total(self) -> int:
-        """All samples."""
-        return self.embedded + self.padded + self.failed + self.skipped
 
 
 def _ceil(value: Fraction | int) -> int:
@@ -154,70 +124,37 @@ def window_starts(
 
 
 def valid_samples(
-    clock: Clock, rule: WindowRule, starts: Positions, n_native: int | None
+    clock: Clock, rule: WindowRule, starts: Positions, n_native: int | None, holes: Holes = ()
 ) -> list[Fraction]:
-    """Return how much of each window is real sound, in encoder samples, exact."""
-    if n_native is None:
-        return [Fraction(rule.window)] * len(starts)
-    end = n_native * clock.ratio
-    return [min(Fraction(rule.window), end - int(start)) for start in starts]
-
-
-def coverage(
-    clock: Clock,
-    rule: WindowRule,
-    start: int,
-    stop: int,
-    n_native: int | None,
-    failed: Positions,
-    absent: Positions,
-) -> Coverage:
-    """Return what became of native samples [start, stop), counted to the sample.
-
-    Windows that start before the span reach into it; they count as their own span made them.
+    """Return how much of each window is real sound, in encoder samples, exact.
 
     Args:
         clock: Rates of recording and encoder.
         rule: Window, hop and tail.
-        start: First native sample.
-        stop: One past the last, at most the recording's length.
-        n_native: Native samples in the recording, None where its end is far.
-        failed: Starts of windows whose vector failed, encoder samples.
-        absent: Starts of windows that hold no frame and so have no row.
+        starts: Encoder samples.
+        n_native: Native samples in the recording; None where its end is far.
+        holes: What cannot be decoded, native samples; it counts as padding does.
     """
-    if stop <= start:
-        return Coverage()
-    reach = clock.native(rule.window) + 1
-    starts = window_starts(clock, rule, max(0, start - reach), stop, n_native)
-    starts = starts[~np.isin(starts, absent)]
+    valid = [Fraction(rule.window)] * len(starts)
     if n_native is not None:
-        # A shifted window ends at the end: full but for the rounding of the last sample.
-        is_shift = rule.tail == "shift"
-        end = clock.length(n_native) if is_shift else _floor(n_native * clock.ratio)
-        full_until = end - rule.window
-    else:
-        full_until = int(starts[-1]) if len(starts) else 0
-    bad = np.isin(starts, failed)
-    groups = [
-        starts[~bad & (starts <= full_until)],
-        starts[~bad],
-        starts,
-    ]
-    covered = [_union(clock, rule.window, group, start, stop) for group in groups]
-    return Coverage(
-        covered[0], covered[1] - covered[0], covered[2] - covered[1], stop - start - covered[2]
-    )
+        length = n_native * clock.ratio
+        valid = [min(Fraction(rule.window), length - int(start)) for start in starts]
+    for index in np.flatnonzero(touches(clock, starts, starts + rule.window, holes)).tolist():
+        low, high = int(starts[index]), starts[index].item() + valid[index]
+        for first, last in holes:
+            begin, end = max(Fraction(low), first * clock.ratio), min(high, last * clock.ratio)
+            valid[index] -= max(Fraction(0), end - begin)
+    return valid
 
 
-def _union(clock: Clock, window: int, starts: Positions, start: int, stop: int) -> int:
-    """Count native samples of [start, stop) inside any of the windows; starts ascend."""
-    if not len(starts):
-        return 0
+def touches(
+    clock: Clock, starts: Positions, stops: Positions, holes: Holes
+) -> npt.NDArray[np.bool_]:
+    """Return whether each interval [start, stop) of encoder samples has a part in a hole."""
     a, b = clock.ratio.numerator, clock.ratio.denominator
-    first = np.clip(-(-starts * b // a), start, stop)
-    last = np.clip(-(-(starts + window) * b // a), start, stop)
-    seen = np.maximum.accumulate(np.concatenate([[start], last[:-1]]))
-    return int(np.maximum(0, last - np.maximum(first, seen)).sum())
+    # Outwards to whole native samples: one that is partly inside was heard, too.
+    found: npt.NDArray[np.bool_] = overlap(holes, starts * b // a, -(-stops * b // a)) > 0
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from bioembed_ray import storage
+from bioembed_ray.accounting import judge
 from bioembed_ray.alike import compare
 from bioembed_ray.audio.spans import SpanAudio
 from bioembed_ray.config import Job
@@ -22,7 +23,8 @@ from bioembed_ray.datasets import Dataset, Output, PlannedEncoder
 from bioembed_ray.encoders.base import Encoder
 from bioembed_ray.errors import StorageError
 from bioembed_ray.in_flight import Told, nobody
-from bioembed_ray.outcomes import Failure, PartOutcome, judge
+from bioembed_ray.outcomes import Failure, PartOutcome
+from bioembed_ray.part_outcomes import block_failures, counted, gap_failures, of_part
 from bioembed_ray.parts import (
     frames_table,
     part_bytes,
@@ -37,7 +39,7 @@ from bioembed_ray.transport import Audio
 from bioembed_ray.windows import Clock
 
 if TYPE_CHECKING:
-    from bioembed_ray.apply import Place, Windows
+    from bioembed_ray.apply import LostBlock, LostWindow, Place, Windows
     from bioembed_ray.assigned import TokenTable
     from bioembed_ray.codebooks.nearest import Codes
 
@@ -128,7 +130,8 @@ def encode_shard(
         )
         took = time.perf_counter() - started
     receipt.seconds[planned.name] = receipt.seconds.get(planned.name, 0.0) + took
-    waiting = [entry for entry in windows.lost if entry.error.reason.is_transient]
+    lost: list[LostWindow | LostBlock] = [*windows.lost, *windows.lost_blocks]
+    waiting = [entry for entry in lost if entry.error.reason.is_transient]
     if waiting:
         span = shard.spans[places[waiting[0].place].span]
         error = waiting[0].error
@@ -136,6 +139,7 @@ def encode_shard(
             Failure(span.recording, error.reason, error.detail, planned.name, shard=shard.id)
         )
         return
+    blocks = block_failures(shard, places, windows.lost_blocks)
     started = time.perf_counter()
     for number, output in enumerate(planned.outputs):
         if output not in wanted:
@@ -146,17 +150,19 @@ def encode_shard(
             if dataset is not None and frames is not None:
                 dtype = job.frame_dtype if dataset.table == "frames" else "float32"
                 receptive = 0 if planned.facts.grid is None else planned.facts.grid.receptive
-                kept, lost = storable_frames(
+                kept, beyond = storable_frames(
                     shard, places, frames, number, receptive, dtype, dataset
                 )
                 table = frames_table(shard, places, kept, number, receptive, dtype, encoder.dim)
-                told = replace(outcome, dataset=dataset, failures=outcome.failures + lost)
+                told = of_part(outcome, dataset, (*blocks, *beyond), is_of_windows=False)
                 tables.append((told, table))
         for (_, tokens), found in zip(applied, named, strict=True):
             if tokens in output.tokens:
                 n_codes = len(codes[tokens.name].centroids)
-                table = _tokens(work, places, planned, found, n_codes, job)
-                tables.append((replace(outcome, dataset=tokens.dataset), table))
+                table, gaps = _tokens(work, places, planned, found, n_codes, job)
+                is_of_windows = planned.facts.grid is None
+                told = of_part(outcome, tokens.dataset, (*blocks, *gaps), is_of_windows)
+                tables.append((told, table))
         dtype = job.embedding_dtype
         kept_windows = storable_windows(windows, number, dtype)
         if kept_windows is not windows:
@@ -167,7 +173,7 @@ def encode_shard(
         tables.append((outcome, table))
         for told, table in tables:
             if told.dataset in work.datasets and not is_trial:
-                _put(table, planned, shard, told, job, receipt)
+                _put(table, planned, shard, counted(told, shard, table), job, receipt)
     receipt.seconds["write"] = receipt.seconds.get("write", 0.0) + time.perf_counter() - started
 
 
@@ -178,7 +184,7 @@ def _tokens(
     found: TokenTable,
     n_codes: int,
     job: Job,
-) -> pa.Table:
+) -> tuple[pa.Table, tuple[Failure, ...]]:
     from bioembed_ray.tokens import TokenPlaces, tokens_table
 
     rate, grid = planned.facts.rate_hz, planned.facts.grid
@@ -188,7 +194,8 @@ def _tokens(
         rate * job.input.time_expansion,
     )
     stride = planned.rule.hop if grid is None else grid.stride
-    return tokens_table(about, found, stride, job.segment_s * rate, n_codes)
+    table = tokens_table(about, found, stride, job.segment_s * rate, n_codes)
+    return table, gap_failures(about, found, stride, work.shard.id)
 
 
 def _put(
@@ -245,8 +252,9 @@ def places_of(
             span.stop,
             audio.n_native,
             track,
+            audio.holes[track.channel],
         )
         for number, (span, audio) in enumerate(zip(shard.spans, audios, strict=True))
-        if isinstance(audio, SpanAudio) and audio.n_decoded > 0
+        if isinstance(audio, SpanAudio) and audio.n_extent > 0
         for track in audio.tracks.get(rate, [])
     ]

@@ -14,6 +14,7 @@ import soxr
 
 from bioembed_ray import parts, schema, storage
 from bioembed_ray.audio.probe import probe
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.inputs.listing import Recording, Source
@@ -21,7 +22,6 @@ from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, SpanOutcome
 from bioembed_ray.synthetic import write_archive
-from bioembed_ray.windows import Coverage
 from tests import tiny
 
 WINDOWS = Dataset("embeddings", "tiny", "v1")
@@ -56,7 +56,7 @@ def write_output(audio: Path, output: Path) -> None:
             covered = Coverage(n, 0, n, 0)
             detail = "header promises 40.000 s, data end at 20.000 s"
             ledger.failures.append(Failure(name, Reason.TRUNCATED, detail, shard="s1"))
-        known.outcomes[WINDOWS, "s1"] = SpanOutcome(name, n, 0, len(found), covered)
+        known.outcomes[WINDOWS, "s1"] = SpanOutcome(name, n, n, 0, len(found), covered)
     put_part(output, WINDOWS, pa.Table.from_pylist(rows, schema.embeddings(tiny.DIM, "float32")))
     put_part(output, TOKENS, tokens_table(rows))
     ledger_file.save(str(output), ledger)

@@ -46,13 +46,20 @@ class ByteFile(io.RawIOBase):
         patches: (position, bytes) laid over the file. A patch may start before byte 0: the file
             then starts there, which is how a short header is replaced by a longer one.
         content: The bytes themselves, where they are in memory already.
+        begin: Byte of the recording at which the file starts, where that is none of the above.
     """
 
-    def __init__(self, source: Source, patches: Patches = (), content: bytes | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        patches: Patches = (),
+        content: bytes | None = None,
+        begin: int | None = None,
+    ) -> None:
         super().__init__()
         self._source = source
         self._content = content
-        self._begin = min([0, *(position for position, _ in patches)])
+        self._begin = min([0, *(place for place, _ in patches)]) if begin is None else begin
         self._patches = tuple((position - self._begin, body) for position, body in patches)
         length = source.size_bytes if content is None else len(content)
         self.size = length - self._begin
@@ -62,6 +69,10 @@ class ByteFile(io.RawIOBase):
         self._ahead = FIRST_READ
         self._last_stop = -1
         self._expected_stop = self.size
+
+    def place(self) -> int:
+        """Return the byte of the recording that is read next."""
+        return self._position + self._begin
 
     def expect_until(self, position: int) -> None:
         """Say where reading is expected to stop, so that readahead does not fetch far past it."""
@@ -166,8 +177,8 @@ class ByteFile(io.RawIOBase):
         return body
 
 
-def open_source(source: Source, patches: Patches = ()) -> ByteFile:
-    """Return the bytes of a recording as a file.
+def open_source(source: Source, patches: Patches = (), begin: int | None = None) -> ByteFile:
+    """Return the bytes of a recording as a file; see `ByteFile` for patches and begin.
 
     A file, or a member of a tar, is read as it is needed; a Parquet cell, or a member of a
     compressed tar, is read at once.
@@ -185,10 +196,10 @@ def open_source(source: Source, patches: Patches = ()) -> ByteFile:
     if source.stamp == ABSENT:
         raise RecordingError(Reason.MISSING, "the manifest names it, and nothing stands there")
     if source.row is not None:
-        return ByteFile(source, patches, content=_read_cell(source))
+        return ByteFile(source, patches, _read_cell(source), begin)
     if is_compressed(source.uri):
-        return ByteFile(source, patches, content=member_bytes(source))
-    return ByteFile(source, patches)
+        return ByteFile(source, patches, member_bytes(source), begin)
+    return ByteFile(source, patches, begin=begin)
 
 
 class _Cursor:

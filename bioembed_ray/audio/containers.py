@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from bioembed_ray.audio.bytefile import ByteFile
 from bioembed_ray.audio.compressed import DAMAGE, is_compressed, open_stream
 from bioembed_ray.errors import InputError
-from bioembed_ray.inputs.globs import any_of
+from bioembed_ray.inputs.inside import Opened, as_opened
+from bioembed_ray.inputs.left_out import Kind, LeftOut
 from bioembed_ray.inputs.listing import Container, Recording, Source
 from bioembed_ray.inputs.manifest import Label, as_label, is_label_type
 from bioembed_ray.inputs.names import PARQUET_EXTENSION, extension_of, is_audio, is_hidden
@@ -31,9 +32,12 @@ LARGEST_SIDECAR_BYTES = 1 << 20
 # What a Parquet column of whole audio files is called where it is no Hugging Face `Audio` struct.
 BYTES_COLUMNS = ("audio", "bytes", "audio_bytes", "wav", "flac", "mp3", "ogg", "opus")
 
+# (path inside, "" for the whole object; the recording, with no labels but its own)
+Found = list[tuple[str, Recording]]
 
-def members(container: Container) -> list[Recording]:
-    """Return the recordings inside a tar or Parquet object, sorted by name.
+
+def members(container: Container) -> Opened:
+    """Return the recordings inside a tar or Parquet object, sorted by name, and what it holds besides.
 
     Tar members are named `<tar>/<path>`; hidden ones are left out, of two with one path the later
     holds, as in `tar -x`. A WebDataset sample's `.json` (its scalars), `.txt` and `.cls` become
@@ -44,15 +48,19 @@ def members(container: Container) -> list[Recording]:
         InputError: a Parquet that was asked for by name holds no audio column; a sparse tar.
         StorageError: the store refused, or the object was replaced.
     """
+    left_out = LeftOut()
     if container.stamp in {ABSENT, DANGLING}:
-        whole = Source(container.uri, container.stamp, container.size_bytes)
-        found = [Recording(container.name, whole, container.labels)]
+        found = _whole(container)
     elif extension_of(container.name) == PARQUET_EXTENSION:
-        found = _parquet_rows(container)
+        found = _parquet_rows(container, left_out)
     else:
-        found = _tar_members(container)
-    is_excluded = any_of(container.exclude)
-    return sorted((one for one in found if not is_excluded(one.name)), key=lambda one: one.name)
+        found = _tar_members(container, left_out)
+    return as_opened(container, found, left_out)
+
+
+def _whole(container: Container) -> Found:
+    whole = Source(container.uri, container.stamp, container.size_bytes)
+    return [("", Recording(container.name, whole))]
 
 
 # ---- tar -------------------------------------------------------------------------------------
@@ -61,15 +69,16 @@ def members(container: Container) -> list[Recording]:
 class _TarFound:
     """What one pass over the headers found: (offset, size in bytes) of files, labels by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, left_out: LeftOut) -> None:
+        self.left_out = left_out
         self.files: dict[str, tuple[int, int]] = {}
         self.labels: dict[str, dict[str, Label]] = {}
         self.end = 0
         self.is_whole = False
 
 
-def _tar_members(container: Container) -> list[Recording]:
-    found = _TarFound()
+def _tar_members(container: Container, left_out: LeftOut) -> Found:
+    found = _TarFound(left_out)
     if is_compressed(container.uri):
         with open_stream(container.uri, container.stamp) as stream:
             _read_headers(cast(IO[bytes], stream), found, container.name)
@@ -96,11 +105,12 @@ def _read_headers(file: IO[bytes], found: _TarFound, name: str) -> None:
             else:
                 place = (member.offset_data, member.size) if member.isreg() else None
             if place is None or is_hidden(path):
+                _leave_out(found.left_out, f"{name}/{path}", member)
                 continue
             if member.issparse() and is_audio(path):
                 raise InputError(f"{name}/{path}: stored sparse; pack the tar without --sparse")
             found.files[path] = place
-            if extension_of(path) in SIDECARS and place[1] <= LARGEST_SIDECAR_BYTES:
+            if _is_sidecar(path, place[1]):
                 file.seek(place[0])
                 _add_label(found.labels, path, file.read(place[1]))
         found.end = tar.offset
@@ -111,9 +121,20 @@ def _read_headers(file: IO[bytes], found: _TarFound, name: str) -> None:
         found.is_whole = False
 
 
+def _leave_out(left_out: LeftOut, name: str, member: tarfile.TarInfo) -> None:
+    if member.isreg():
+        left_out.add_unheard(name)
+    elif not member.isdir() and is_audio(name):
+        left_out.add(Kind.LINK, name)
+
+
 def _member_path(name: str) -> str:
     """Return the path inside the tar without `./` and a leading `/`."""
     return text_of(posixpath.normpath(name).lstrip("/"))
+
+
+def _is_sidecar(path: str, size_bytes: int) -> bool:
+    return extension_of(path) in SIDECARS and size_bytes <= LARGEST_SIDECAR_BYTES
 
 
 def _add_label(labels: dict[str, dict[str, Label]], path: str, body: bytes) -> None:
@@ -136,18 +157,26 @@ def _add_label(labels: dict[str, dict[str, Label]], path: str, body: bytes) -> N
         )
 
 
-def _tar_recordings(container: Container, found: _TarFound) -> list[Recording]:
-    recordings = []
+def _tar_recordings(container: Container, found: _TarFound) -> Found:
+    recordings: Found = []
     is_plain = not is_compressed(container.uri)
     is_cut = False
-    for path, (offset, size_bytes) in found.files.items():
-        if not is_audio(path):
-            continue
+    heard = [path for path in found.files if is_audio(path)]
+    samples = {stem for path in heard for stem in _stems(path)}
+    for path, (_, size_bytes) in found.files.items():
+        # What became a label is not left out.
+        if not is_audio(path) and not (
+            _is_sidecar(path, size_bytes) and path.rpartition(".")[0] in samples
+        ):
+            found.left_out.add_unheard(f"{container.name}/{path}")
+    for path in heard:
+        offset, size_bytes = found.files[path]
         if is_plain and offset + size_bytes > container.size_bytes:
             is_cut, size_bytes = True, max(0, container.size_bytes - offset)
         source = Source(container.uri, container.stamp, size_bytes, offset)
-        labels = container.labels | _sample_labels(found.labels, path)
-        recordings.append(Recording(f"{container.name}/{path}", source, labels))
+        first, last = _stems(path)
+        labels = found.labels.get(first, {}) | found.labels.get(last, {})
+        recordings.append((path, Recording(f"{container.name}/{path}", source, labels)))
     if not found.is_whole and not is_cut:
         # The bytes where a header should be: no decoder takes them for audio.
         size_bytes, offset = tarfile.BLOCKSIZE, found.end
@@ -155,35 +184,35 @@ def _tar_recordings(container: Container, found: _TarFound) -> list[Recording]:
             offset = max(0, min(offset, container.size_bytes - tarfile.BLOCKSIZE))
             size_bytes = container.size_bytes - offset
         rest = Source(container.uri, container.stamp, size_bytes, offset)
-        recordings.append(Recording(container.name, rest, container.labels))
+        recordings.append(("", Recording(container.name, rest)))
     return recordings
 
 
-def _sample_labels(labels: dict[str, dict[str, Label]], path: str) -> dict[str, Label]:
-    """Return the labels of the sample: files with the same stem, or the same name up to its first dot."""
-    stem = path.rpartition(".")[0]
+def _stems(path: str) -> tuple[str, str]:
+    """Return what a sample goes by: the path up to the first dot of its name, and up to its last."""
     folder, slash, name = path.rpartition("/")
-    return labels.get(f"{folder}{slash}{name.partition('.')[0]}", {}) | labels.get(stem, {})
+    return f"{folder}{slash}{name.partition('.')[0]}", path.rpartition(".")[0]
 
 
 # ---- Parquet ---------------------------------------------------------------------------------
 
 
-def _parquet_rows(container: Container) -> list[Recording]:
+def _parquet_rows(container: Container, left_out: LeftOut) -> Found:
     with ByteFile(Source(container.uri, container.stamp, container.size_bytes)) as file:
         try:
-            return _read_rows(container, pq.ParquetFile(cast(IO[bytes], file), pre_buffer=False))
+            table = pq.ParquetFile(cast(IO[bytes], file), pre_buffer=False)
+            return _read_rows(container, table, left_out)
         except (pa.ArrowInvalid, OSError):
             file.check()
-            whole = Source(container.uri, container.stamp, container.size_bytes)
-            return [Recording(container.name, whole, container.labels)]
+            return _whole(container)
 
 
-def _read_rows(container: Container, table: pq.ParquetFile) -> list[Recording]:
+def _read_rows(container: Container, table: pq.ParquetFile, left_out: LeftOut) -> Found:
     schema = table.schema_arrow
     column = _audio_column(schema)
     if column is None:
         if not container.is_named:
+            left_out.add(Kind.NOT_AUDIO, container.name)
             return []
         names = ", ".join(schema.names) or "none"
         raise InputError(
@@ -192,20 +221,20 @@ def _read_rows(container: Container, table: pq.ParquetFile) -> list[Recording]:
         )
     flat = [field.name for field in schema if is_label_type(field.type)]
     top, _, leaf = column.partition(".")
-    path = [f"{top}.path"] if leaf and _has_path(schema.field(top).type) else []
-    recordings: list[Recording] = []
+    beside = [f"{top}.path"] if leaf and _has_path(schema.field(top).type) else []
+    recordings: Found = []
     for group in range(table.num_row_groups):
         n_rows = table.metadata.row_group(group).num_rows
         mean_bytes = _column_bytes(table, group, column) // max(1, n_rows)
-        rows = table.read_row_group(group, columns=[*flat, *path]).to_pylist() if n_rows else []
+        rows = table.read_row_group(group, columns=[*flat, *beside]).to_pylist() if n_rows else []
         for values in rows:
             row = len(recordings)
             source = Source(container.uri, container.stamp, mean_bytes, row=row, column=column)
             labels = {name: as_label(values[name]) for name in flat}
-            if path:
+            if beside:
                 labels["path"] = (values[top] or {}).get("path")
-            name = f"{container.name}/{row:09d}"
-            recordings.append(Recording(name, source, container.labels | labels))
+            path = f"{row:09d}"
+            recordings.append((path, Recording(f"{container.name}/{path}", source, labels)))
     return recordings
 
 

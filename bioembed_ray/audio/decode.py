@@ -1,13 +1,26 @@
-"""Decode a stretch of a recording at its own rate, in blocks, exactly and with flat memory."""
+"""Decode a stretch of a recording at its own rate, in blocks, exactly and with flat memory.
+
+Damage costs the damaged stretch and nothing after it: a hole is filled with zeros, so that what
+follows keeps its place, and is reported.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from bioembed_ray.audio import flac
 from bioembed_ray.audio.bytefile import ByteFile, open_source
+from bioembed_ray.audio.packets import open_packets
 from bioembed_ray.audio.probe import Header
-from bioembed_ray.audio.readers import Block, Reader, RefusedError, open_pyav, open_soundfile
-from bioembed_ray.audio.sniff import DEMUXERS
+from bioembed_ray.audio.readers import (
+    Block,
+    Reader,
+    RefusedError,
+    SoundFileReader,
+    open_soundfile,
+)
 from bioembed_ray.errors import Reason, RecordingError
 from bioembed_ray.inputs.listing import Source
 
@@ -24,8 +37,10 @@ class Blocks:
 
     Attributes:
         ended: After iteration: whether the end of the sound was met.
-        fault: After iteration: what the decoder complained about, else None. What came before is
-            good.
+        fault: After iteration: what the decoder complained about at that end, else None. What came
+            before is good.
+        holes: [start, stop) of the stretches that could not be decoded, ascending, native samples of
+            the recording; their samples came as zeros.
     """
 
     def __init__(self, source: Source, header: Header, start: int, stop: int | None) -> None:
@@ -35,6 +50,7 @@ class Blocks:
         self._stop = stop
         self.ended = False
         self.fault: str | None = None
+        self.holes: list[tuple[int, int]] = []
 
     def __iter__(self) -> Iterator[Block]:
         """Yield (n, channels) float32 blocks, C-contiguous.
@@ -43,54 +59,123 @@ class Blocks:
             RecordingError: the decoder does not take the file, though it did when it was probed.
             StorageError: the store refused; never seen as a shorter recording.
         """
-        n_block = max(1, BLOCK_VALUES // self._header.channels)
-        left = None if self._stop is None else self._stop - self._start
         header = self._header
-        n_known = header.n_samples
-        if header.seekable and n_known is not None and self._start >= n_known:
+        if header.seekable and header.n_samples is not None and self._start >= header.n_samples:
             self.ended = True
             return
-        reader, n_skip = self._open()
+        at, stop = self._start, self._stop
+        for position, block in self._decoded():
+            for hole in self._zeros(at, position):
+                yield hole
+                at += len(hole)
+            if position < at:
+                block = block[at - position :]
+            if stop is not None:
+                block = block[: max(0, stop - at)]
+            if len(block):
+                yield block
+                at += len(block)
+
+    def _zeros(self, at: int, position: int) -> Iterator[Block]:
+        """Yield what lies between, where there is anything, as silence."""
+        until = position if self._stop is None else min(position, self._stop)
+        if at < until:
+            self.holes.append((at, until))
+        n_block = self._n_block
+        for first in range(at, until, n_block):
+            yield np.zeros((min(n_block, until - first), self._header.channels), np.float32)
+
+    @property
+    def _n_block(self) -> int:
+        return max(1, BLOCK_VALUES // self._header.channels)
+
+    def _decoded(self) -> Iterator[tuple[int, Block]]:
+        """Yield (position, block), ascending, from at or before the start to the stop or the end."""
+        reader = self._open()
+        last = 0
         try:
-            while left is None or left > 0:
-                if n_skip:
-                    wanted = min(n_block, n_skip)
-                else:
-                    wanted = n_block if left is None else min(n_block, left)
-                block = reader.read(wanted)
-                if n_skip:
-                    n_skip -= len(block)
-                else:
-                    left = None if left is None else left - len(block)
-                    if len(block):
-                        yield block
-                if len(block) < wanted:
-                    break
+            while self._stop is None or last < self._stop:
+                wanted = self._n_block
+                if self._stop is not None and last >= self._start:
+                    wanted = min(wanted, self._stop - last)
+                position, block = reader.read(wanted)
+                if len(block):
+                    last = position + len(block)
+                    yield position, block
+                if reader.ended:
+                    self.ended, self.fault = True, reader.fault
+                    return
+                if reader.fault is not None:
+                    successor = self._past(reader)
+                    if successor is None:
+                        self.ended, self.fault = True, reader.fault
+                        return
+                    reader.close()
+                    reader = successor
         finally:
-            self.ended, self.fault = reader.ended, reader.fault
             reader.close()
 
-    def _open(self) -> tuple[Reader, int]:
-        """Return a reader and how many samples to throw away before `start`."""
+    def _open(self) -> Reader:
+        """Return a reader whose first sample lies at or before `start`."""
         header, source = self._header, self._source
-        file = open_source(source, header.patches)
         try:
-            if header.decoder == "pyav":
-                return open_pyav(file, DEMUXERS[header.container]), self._start
+            if header.decoder == "ffmpeg":
+                return self._open_packets()
+            file = open_source(source, header.patches)
             reader = open_soundfile(file)
             if not header.seekable:
-                # Only a seek to the start makes MP3 the same as one whole read, to the last bit.
-                reader.seek(0)
-                return reader, self._start
+                return reader
             if self._stop is not None and header.n_samples:
                 file.expect_until(file.size * self._stop // header.n_samples + READ_MARGIN)
             if reader.seek(self._start):
-                return reader, 0
-            # A FLAC whose end is missing cannot be sought, but it can be read up to the damage.
+                return reader
             reader.close()
-            return open_soundfile(open_source(source, header.patches)), self._start
+            return self._sought()
         except RefusedError as refusal:
             raise RecordingError(Reason.DAMAGED, f"{header.container} file; {refusal}") from refusal
+
+    def _open_packets(self) -> Reader:
+        header, source = self._header, self._source
+        return open_packets(lambda: open_source(source, header.patches), header.container)
+
+    def _sought(self) -> Reader:
+        """Return a reader from the frame that holds `start`, where libFLAC's own seek gave up."""
+        file = open_source(self._source)
+        info = self._flac_info(file)
+        frame = None if info is None else flac.locate(file, info, self._start)
+        if info is None or frame is None:
+            return open_soundfile(open_source(self._source, self._header.patches))
+        return self._from_frame(info, frame)
+
+    def _past(self, reader: Reader) -> Reader | None:
+        """Return a reader for what follows the damage that another one stopped at, None where nothing does.
+
+        FLAC goes on at its next whole frame. What else libsndfile reads is left to FFmpeg from there.
+        """
+        if not isinstance(reader, SoundFileReader):
+            return None
+        try:
+            if self._header.container != "FLAC":
+                return self._open_packets()
+            file = open_source(self._source)
+            info = self._flac_info(file)
+            frame = None if info is None else flac.resume(file, info, reader.byte, reader.position)
+            most = self._header.n_samples or 0
+            if info is None or frame is None or frame.sample >= most:
+                return None
+            return self._from_frame(info, frame)
+        except RefusedError:
+            return None
+
+    def _flac_info(self, file: ByteFile) -> flac.StreamInfo | None:
+        if self._header.container != "FLAC":
+            return None
+        head = file.read_at(0, READ_MARGIN)
+        return flac.read_info(file, max(0, head.find(b"fLaC")))
+
+    def _from_frame(self, info: flac.StreamInfo, frame: flac.Frame) -> Reader:
+        begin, patches = flac.from_frame(info, frame)
+        return open_soundfile(open_source(self._source, patches, begin), frame.sample)
 
 
 def native_blocks(
@@ -108,8 +193,8 @@ def native_blocks(
         stop: One past the last; None reads to wherever decoding ends.
 
     Returns:
-        Blocks of (n, channels) float32, full scale ±1, non-finite samples untouched; fewer samples
-        where the sound ends before `stop`.
+        Blocks of (n, channels) float32, full scale ±1, non-finite samples untouched, zeros in holes;
+        fewer samples where the sound ends before `stop`.
     """
     if start < 0 or (stop is not None and stop < start):
         raise ValueError(f"samples [{start}, {stop}) are no stretch")

@@ -16,9 +16,17 @@ from bioembed_ray.errors import Reason, RecordingError
 # A run of zero bytes must not be walked eight bytes at a time.
 MAX_CHUNKS = 1000
 LARGEST_TEXT = 1 << 20
+# Bytes behind the sound that are in no chunk are sound, too, where they are more than this and a tenth
+# of it.
+UNCOUNTED_BYTES = 4096
 # Sizes written before the length is known: 0, all ones, and the 2 GiB that sox, arecord and
 # FFmpeg write to a pipe.
 _PLACEHOLDERS = (range(1), range(0x7FFFF000, 0x80000100), range(0xFFFFFF00, 1 << 32))
+
+
+def is_placeholder(size: int) -> bool:
+    """Return whether a size was written before the length was known."""
+    return any(size in sizes for sizes in _PLACEHOLDERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,9 @@ class Layout:
         n_bytes: True bytes of sound data.
         patches: What to lay over the file so that its sizes are true; empty where they are.
         n_bytes_promised: What a cut-off file should have had; equal to `n_bytes` elsewhere.
+        format_tag: How samples are coded (mmreg.h), 0 in AIFF.
+        n_align: Bytes of one sample of all channels, or of one block of a coding in blocks.
+        n_stated: Samples per channel that a `fact` chunk states, 0 without one.
         chunks: Bodies of `guan` and `bext`, and of LIST/INFO entries under "INFO.ICMT" and so on.
     """
 
@@ -41,6 +52,9 @@ class Layout:
     n_bytes: int
     patches: Patches = ()
     n_bytes_promised: int = 0
+    format_tag: int = 0
+    n_stated: int = 0
+    n_align: int = 1
     chunks: dict[str, bytes] = field(default_factory=dict)
 
     def text(self, name: str) -> str | None:
@@ -110,8 +124,8 @@ class _Walker:
         else:
             body = self.file.read_at(4, 4)
             end = int.from_bytes(body, "big" if self.order == ">" else "little") + 8
-        is_placeholder = any(declared in sizes for sizes in _PLACEHOLDERS)
-        is_cut = declared > size and not is_placeholder and end >= chunk.body + declared
+        is_cut = declared > size and not is_placeholder(declared)
+        is_cut = is_cut and end >= chunk.body + declared
         return declared if is_cut else size
 
     def true_size(self, chunk: _Chunk, declared: int) -> int:
@@ -120,12 +134,13 @@ class _Walker:
         if declared > available:
             return available
         # An SSND chunk holds eight bytes of its own before the samples.
-        is_placeholder = any(declared in sizes for sizes in _PLACEHOLDERS) or (
-            chunk.name == b"SSND" and declared == 8
-        )
+        is_open = is_placeholder(declared) or (chunk.name == b"SSND" and declared == 8)
         wraps = (available - declared) >> 32 if not self.is_w64 else 0
-        if (is_placeholder or wraps) and not self.reaches_end(chunk.body + declared):
-            return available if is_placeholder else declared + (wraps << 32)
+        if available - declared > max(declared // 10, UNCOUNTED_BYTES):
+            # More than a writer's notes: it was cut off before it corrected the size.
+            is_open = True
+        if (is_open or wraps) and not self.reaches_end(chunk.body + declared):
+            return available if is_open else declared + (wraps << 32)
         return declared
 
 
@@ -211,7 +226,7 @@ def _wave(
     head = file.read_at(format_chunk.body, min(format_chunk.size, 4096)) if format_chunk else b""
     if len(head) < 16:
         raise RecordingError(Reason.DAMAGED, f"{container} file without a format chunk")
-    _, channels, rate_hz, _, n_align = struct.unpack(order + "HHIIH", head[:14])
+    tag, channels, rate_hz, _, n_align = struct.unpack(order + "HHIIH", head[:14])
     _check_format(rate_hz, channels)
     sound = _need_sound(file, found.get(b"data"), size)
     if size < n_align:
@@ -231,7 +246,10 @@ def _wave(
     else:
         patches = ()
     name = "WAV" if container == "RIFX" else container
-    return Layout(name, rate_hz, channels, size, patches, chunks=texts)
+    fact = found.get(b"fact")
+    n_stated = int.from_bytes(file.read_at(fact.body, 4), "little") if fact else 0
+    about = (tag, n_stated, max(1, n_align))
+    return Layout(name, rate_hz, channels, size, patches, 0, *about, texts)
 
 
 def _rf64_header(format_body: bytes, data_start: int, size: int) -> tuple[int, bytes]:

@@ -17,12 +17,18 @@ import numpy.typing as npt
 import soxr
 
 from bioembed_ray.audio.decode import native_blocks
+from bioembed_ray.audio.holes import Holes, merge_holes, runs_of
 from bioembed_ray.segments import Span
 from bioembed_ray.windows import Clock
 
 Wave = npt.NDArray[np.float32]
 
 PIECE_S = 10
+# Holes kept apart in a span; of more, those that lie nearest each other become one.
+MOST_HOLES = 2000
+# Values in a row that are not finite, from which on they are a hole; fewer become zeros. Below GUARD,
+# so that every span sees enough of a run to tell the same.
+LEAST_SILENCED = 128
 # Samples of the slower rate read on both sides of a piece. soxr's HQ filter is shorter: pieces
 # then agree with the whole recording resampled at once to 5e-7 of full scale, and to 5e-6 at rates
 # such as 250001 Hz, where soxr rounds its phase; a longer guard changes neither (tests/unit/test_audio.py).
@@ -31,7 +37,7 @@ GUARD = 256
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One channel of a span at one encoder rate.
+    """One channel of a span at one encoder rate; zeros where the recording has a hole.
 
     Attributes:
         channel: Channel of the recording; 0 for a mix.
@@ -51,14 +57,17 @@ class SpanAudio:
     Attributes:
         tracks: Encoder rate -> one track per channel.
         n_native: Native samples in the recording, where its end was met; else None.
-        n_decoded: Native samples of the span itself that came.
-        n_nonfinite: NaN or infinite values among them, set to zero.
-        fault: What the decoder complained about; what came before it is good.
+        n_extent: Native samples of the span itself up to its stop or the end of the sound, holes
+            counted.
+        holes: For each channel encoded, what of it could not be decoded or is not finite.
+        n_nonfinite: NaN or infinite values in the span, set to zero.
+        fault: What is wrong with the end of the sound, where it was met; what came before it is good.
     """
 
     tracks: dict[int, list[Track]] = field(default_factory=dict)
     n_native: int | None = None
-    n_decoded: int = 0
+    n_extent: int = 0
+    holes: tuple[Holes, ...] = ()
     n_nonfinite: int = 0
     fault: str | None = None
 
@@ -103,8 +112,8 @@ def read_span(
 
     audio.n_native, audio.fault = source.n_native, source.fault
     end = source.end if span.stop is None else min(source.end, span.stop)
-    audio.n_decoded = max(0, end - span.start)
-    audio.n_nonfinite = source.n_nonfinite
+    audio.n_extent = max(0, end - span.start)
+    audio.n_nonfinite, audio.holes = source.n_nonfinite, source.holes()
     for rate, pieces in found.items():
         joined = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)  # (N, C)
         audio.tracks[rate] = [
@@ -172,6 +181,7 @@ class _Rolling:
         self.n_nonfinite = 0
         self.fault: str | None = None
         self._own = (span.start, span.stop)
+        self._silenced: list[list[tuple[int, int]]] = []
         self._blocks = native_blocks(span.source, span.header, self.start, self.stop)
         self._iterator: Iterator[Wave] = iter(self._blocks)
 
@@ -197,13 +207,24 @@ class _Rolling:
         """Return native samples [start, stop), fewer where the recording ends."""
         return self.buffer[start - self.start : stop - self.start]
 
+    def holes(self) -> tuple[Holes, ...]:
+        """Return what is missing of each channel, of all that was read."""
+        found = []
+        for runs in self._silenced:
+            silenced = merge_holes(runs, MOST_HOLES)
+            long = [(low, high) for low, high in silenced if high - low >= LEAST_SILENCED]
+            found.append(merge_holes([*self._blocks.holes, *long], MOST_HOLES))
+        return tuple(found)
+
     def _finish(self) -> None:
         self.fault = self._blocks.fault
-        if self._blocks.ended or self.stop is None or self.end < self.stop:
+        if self._blocks.ended:
             self.n_native = self.end
 
     def _select(self, block: Wave) -> Wave:
+        """Return the channels asked for; a value that is not finite becomes zero, and a hole."""
         finite = np.isfinite(block)
+        is_sound: npt.NDArray[np.bool_] | None = None
         if not finite.all():
             # A NaN would spread through the resampler and the network over everything near it.
             own_start, own_stop = self._own
@@ -211,9 +232,23 @@ class _Rolling:
             high = len(block) if own_stop is None else max(0, own_stop - self.end)
             self.n_nonfinite += int((~finite[low:high]).sum())
             block = np.where(finite, block, np.float32(0))
+            is_sound = finite
         if self.channels == "first":
-            return block[:, :1]
+            block, is_sound = block[:, :1], None if is_sound is None else is_sound[:, :1]
         if self.channels == "mix" and block.shape[1] > 1:
-            mixed: Wave = block.mean(axis=1, keepdims=True, dtype=np.float32)
-            return mixed
+            # The mean of several is sound while one of them is.
+            block = block.mean(axis=1, keepdims=True, dtype=np.float32)
+            if is_sound is not None:
+                is_sound = np.any(is_sound, axis=1, keepdims=True)
+        if not self._silenced:
+            self._silenced = [[] for _ in range(block.shape[1])]
+        for runs, column in zip(
+            self._silenced, [] if is_sound is None else is_sound.T, strict=False
+        ):
+            # Short ones count only where they may go on in the next block.
+            runs += [
+                (low, high)
+                for low, high in runs_of(~column, self.end)
+                if high - low >= LEAST_SILENCED or low == self.end or high == self.end + len(block)
+            ]
         return block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from bioembed_ray import parts, storage
 from bioembed_ray.config import Job
 from bioembed_ray.datasets import Output, PlannedEncoder, Tokens
 from bioembed_ray.outcomes import PartOutcome, outcome_from_json
+from bioembed_ray.part_outcomes import counted, gap_failures, of_part
 from bioembed_ray.plan import Plan
 from bioembed_ray.rows import vectors_of
 from bioembed_ray.segments import Shard
@@ -69,11 +70,14 @@ def name_part(job: Job, naming: Naming) -> PartOutcome:
         named.add(number, start[rows][::per_step], [torch.from_numpy(vectors[rows])])
     about = TokenPlaces([key[0] for key in keys], [key[1] for key in keys], scale)
     stride = naming.encoder.rule.hop if grid is None else grid.stride
-    tokens = tokens_table(
-        about, named.tables()[0], stride, job.segment_s * rate, len(codebook.centroids)
-    )
+    (found,) = named.tables()
+    tokens = tokens_table(about, found, stride, job.segment_s * rate, len(codebook.centroids))
     outcome = outcome_from_json(json.loads(metadata["outcome"]))
-    outcome = replace(outcome, dataset=naming.tokens.dataset)
+    gaps = gap_failures(about, found, stride, naming.shard.id)
+    # Frames lack what their own part says.
+    lost = () if grid is None else (f for f in outcome.failures if f.encoder is not None)
+    outcome = of_part(outcome, naming.tokens.dataset, (*lost, *gaps), is_of_windows=grid is None)
+    outcome = counted(outcome, naming.shard, tokens)
     body = parts.part_bytes(tokens, naming.encoder, naming.shard, outcome, job)
     storage.put(parts.part_uri(job.output, naming.tokens.dataset, naming.shard.id), body)
     return outcome

@@ -29,7 +29,7 @@ def status(job: str | None, output: str | None, overrides: Sequence[str]) -> Non
 @OUTPUT
 @SET
 def verify(job: str | None, output: str | None, overrides: Sequence[str]) -> None:
-    """Check that every window stands once and every second is accounted for."""
+    """Check that every window, frame and token stands once and every second is accounted for."""
     from bioembed_ray.verify import verify as check
 
     where = output_of(job, output, overrides)
@@ -38,7 +38,7 @@ def verify(job: str | None, output: str | None, overrides: Sequence[str]) -> Non
         click.echo(mask_secrets(line))
     if problems:
         raise BrokenOutput(f"{where}: {len(problems)} problems")
-    click.echo(f"{where}: every window stands once, every second is accounted for")
+    click.echo(f"{where}: every row stands once, every second is accounted for")
 
 
 @click.command()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
 from bioembed_ray import storage
-from bioembed_ray.errors import InputError, NoBucketError, NotFoundError
-from bioembed_ray.inputs.globs import compile_glob, depth_of, is_glob, split_glob
+from bioembed_ray.errors import DeniedError, InputError, NoBucketError, NotFoundError
+from bioembed_ray.inputs.globs import compile_glob, depth_of, is_glob, reaches, split_glob
 from bioembed_ray.inputs.manifest import Label, read_manifest
 from bioembed_ray.inputs.names import (
     AUDIO_EXTENSIONS,
@@ -20,11 +20,14 @@ from bioembed_ray.inputs.names import (
     length_above,
     parent,
 )
-from bioembed_ray.storage import ABSENT, ObjectInfo
+from bioembed_ray.storage import ABSENT, UNREADABLE, ObjectInfo
 from bioembed_ray.store.uris import raw_path, shown_uri, text_of
 
 # From here on one listing of the common folder is quicker than asking for each object.
 LIST_ABOVE = 1000
+
+# Whether to open a local folder, by its path below the URI that led to it.
+Enters = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,10 @@ class Found:
     labels: dict[str, Label] = field(default_factory=dict)
 
 
-def from_uris(uris: list[str]) -> tuple[str, Iterator[Found]]:
+def from_uris(uris: list[str], enters: Enters) -> tuple[str, Iterator[Found]]:
     """Return (root that names are relative to, objects) of files, folders, prefixes, globs, .txt lists.
+
+    A folder or link below one of these that cannot be read is an object too (`UNREADABLE`).
 
     Raises:
         InputError: a list holds nothing, or names what does not exist.
@@ -49,7 +54,7 @@ def from_uris(uris: list[str]) -> tuple[str, Iterator[Found]]:
     if not entries:
         raise InputError("input.uri: names nothing")
     if len(entries) == 1:
-        root, found = _expand(entries[0])
+        root, found = _expand(entries[0], enters)
         return root, found
     known = _stat_files([uri for uri in entries if _looks_like_file(uri)])
     roots: list[str] = []
@@ -61,7 +66,7 @@ def from_uris(uris: list[str]) -> tuple[str, Iterator[Found]]:
             parts.append([_named(known[uri])])
             continue
         try:
-            root, found = _expand(uri)
+            root, found = _expand(uri, enters)
             first = next(found, None)
         except NotFoundError:
             first = None
@@ -124,14 +129,26 @@ def _stat_files(uris: list[str]) -> dict[str, ObjectInfo]:
             folder = common_folder([parent(uri) for uri in named])
             found |= {o.uri: o for o in storage.list_objects(folder) if o.uri in wanted}
         else:
-            infos = zip(named, storage.stat_objects(named), strict=True)
+            looked = storage.stat_objects(named) if scheme else map(_stat_local, named)
+            infos = zip(named, looked, strict=True)
             found |= {uri: info for uri, info in infos if info is not None}
     return found
 
 
-def _expand(uri: str) -> tuple[str, Iterator[Found]]:
+def _stat_local(uri: str) -> ObjectInfo | None:
+    """Return what a listing would say of a file, None where nothing stands."""
+    try:
+        return storage.stat_object(uri)
+    except NotFoundError:
+        return None
+    except DeniedError:
+        path = raw_path(uri)
+        return ObjectInfo(text_of(path.rpartition("/")[2]), uri, 0, f"{UNREADABLE}no permission")
+
+
+def _expand(uri: str, enters: Enters) -> tuple[str, Iterator[Found]]:
     """Return (root, objects) of a file, folder, prefix or glob; what exists literally wins."""
-    objects = storage.list_objects(uri)
+    objects = storage.list_objects(uri, None, lambda key: enters(text_of(key)))
     try:
         first = next(objects, None)
     except (NoBucketError, NotFoundError):
@@ -139,22 +156,27 @@ def _expand(uri: str) -> tuple[str, Iterator[Found]]:
             raise
         first = None
     if first is None:
-        return _expand_glob(uri) if is_glob(uri) else (uri, iter(()))
+        return _expand_glob(uri, enters) if is_glob(uri) else (uri, iter(()))
     if first.uri == uri:
         return parent(uri), iter([_named(first)])
     return uri, (Found(info, info.key) for info in chain([first], objects))
 
 
-def _expand_glob(uri: str) -> tuple[str, Iterator[Found]]:
+def _expand_glob(uri: str, enters: Enters) -> tuple[str, Iterator[Found]]:
     scheme, bucket, _ = storage.split_uri(uri)
     if scheme and is_glob(bucket):
         raise InputError(f"{uri}: no wildcard is possible in the bucket")
     root, glob = split_glob(uri)
     matches = compile_glob(glob).fullmatch
+
+    def opens(key: str) -> bool:
+        return reaches(glob, text_of(key)) and enters(text_of(key))
+
     return root, (
         Found(info, info.key, glob)
-        for info in storage.list_objects(root, depth_of(glob))
-        if matches(info.key)
+        for info in storage.list_objects(root, depth_of(glob), opens)
+        # What lies in a folder that cannot be read might match.
+        if matches(info.key) or info.key.endswith("/")
     )
 
 

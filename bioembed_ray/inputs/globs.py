@@ -111,6 +111,36 @@ def any_of(globs: Iterable[str]) -> Callable[[str], bool]:
     return lambda path: any(pattern.fullmatch(path) for pattern in patterns)
 
 
+def reaches(glob: str, folder: str) -> bool:
+    """Return True where a glob may match something below a folder.
+
+    >>> [reaches("site*/**/*.wav", f) for f in ("site1", "site1/x/y", "other")], reaches("*.wav", "site1")
+    ([True, True, False], False)
+    """
+    parts = glob.split("/")
+    for place, name in enumerate(folder.split("/")):
+        if parts[place] == "**":
+            return True
+        if place == len(parts) - 1 or not re.fullmatch(_part(parts[place]), name):
+            return False
+    return True
+
+
+def takes_all_below(glob: str, folder: str) -> bool:
+    """Return True where a glob matches all that may lie below a folder: it ends in `/**`.
+
+    >>> takes_all_below("**/raw/**", "site1/raw"), takes_all_below("raw/*", "raw")
+    (True, False)
+    """
+    above = glob
+    while above != (shorter := re.sub(r"(?:^|/)\*\*(?:/\*)?$", "", above)):
+        above = shorter
+    if above == glob:
+        return False
+    # The name of a folder is no extension, whose case would not matter.
+    return not above or compile_glob(f"{above}/x").fullmatch(f"{folder}/x") is not None
+
+
 def names_extension(glob: str, extension: str) -> bool:
     """Return True where a glob ends in this extension, letter by letter.
 

@@ -6,16 +6,17 @@ lists what they hold, many at once.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import TypeVar
 
 from bioembed_ray.config import InputConfig
-from bioembed_ray.errors import InputError
+from bioembed_ray.errors import InputError, Reason, RecordingError
 from bioembed_ray.inputs.expand import Found, from_manifest, from_uris
-from bioembed_ray.inputs.globs import any_of, is_glob, names_extension
+from bioembed_ray.inputs.globs import any_of, is_glob, names_extension, reaches, takes_all_below
+from bioembed_ray.inputs.left_out import Kind, LeftOut
 from bioembed_ray.inputs.manifest import Label
 from bioembed_ray.inputs.names import (
     AUDIO_EXTENSIONS,
@@ -23,8 +24,10 @@ from bioembed_ray.inputs.names import (
     TAR_EXTENSIONS,
     extension_of,
     is_hidden,
+    is_system_folder,
     length_above,
 )
+from bioembed_ray.storage import UNREADABLE
 from bioembed_ray.store.uris import raw_path, shown_uri, text_of
 
 
@@ -59,11 +62,13 @@ class Recording:
         name: Path relative to the input root; the identity of the recording.
         source: Where its bytes are.
         labels: Columns of the manifest, or of the row or member beside it, that ride along.
+        inside: Of a member of a tar or Parquet object: how that was listed (`inside.Inside`).
     """
 
     name: str
     source: Source
     labels: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    inside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +77,17 @@ class Container:
 
     Attributes:
         name: Path relative to the input root.
+        below: Path below the URI that led to it.
         uri: Where it is.
         size_bytes: Its size.
         stamp: What the listing said of its content.
         labels: Columns of the manifest; every member gets them.
-        exclude: Globs on a member's full name that leave it out.
+        exclude: Globs that leave members out, by `below` and the path inside.
         is_named: The caller asked for it by name or extension, so that no audio in it is an error.
     """
 
     name: str
+    below: str
     uri: str
     size_bytes: int
     stamp: str
@@ -96,16 +103,16 @@ class Listing:
     Attributes:
         recordings: Plain audio objects.
         containers: Tar and Parquet objects whose members are not known yet.
-        n_hidden: Objects left out for a part of their path that starts with `.` or `~`, or `.tmp`.
-        n_other: Objects left out that are no audio, or not selected by include and exclude.
         root: The folder or prefix that names are relative to.
+        left_out: What is no recording, and why; whoever opens containers adds to it.
+        unreadable: Folders (which end in `/`), links and containers that cannot be read -> why.
     """
 
     recordings: list[Recording]
     containers: list[Container]
-    n_hidden: int
-    n_other: int
     root: str
+    left_out: LeftOut = field(default_factory=LeftOut)
+    unreadable: dict[str, RecordingError] = field(default_factory=dict)
 
 
 Named = TypeVar("Named", Recording, Container)
@@ -117,49 +124,75 @@ def list_input(config: InputConfig) -> Listing:
     Raises:
         InputError: nothing to read, listed objects that do not exist, two objects of one name, a
             manifest that cannot be read.
-        StorageError: a folder or bucket that is missing, forbidden or out of reach.
+        StorageError: a folder or bucket that is missing, forbidden or out of reach; a folder below
+            one that can be read is `unreadable` instead.
     """
+    left_out = LeftOut()
     if config.manifest is not None:
         root, found = from_manifest(config.manifest, config.uri)
     else:
         uris = [config.uri] if isinstance(config.uri, str) else list(config.uri)
-        root, found = from_uris(uris)
-    return _selected(config, found, root)
+        root, found = from_uris(uris, partial(_enters, config.exclude, left_out))
+    return _selected(config, found, root, left_out)
 
 
-def _selected(config: InputConfig, found: Iterable[Found], root: str) -> Listing:
+def _enters(exclude: tuple[str, ...], left_out: LeftOut, folder: str) -> bool:
+    """Return whether a folder can hold a recording, else count it."""
+    is_system = is_system_folder(folder)
+    if not is_system and not any(takes_all_below(glob, folder) for glob in exclude):
+        return True
+    left_out.add(Kind.HIDDEN if is_system else Kind.NOT_SELECTED, f"{folder}/")
+    return False
+
+
+def _selected(config: InputConfig, found: Iterable[Found], root: str, left_out: LeftOut) -> Listing:
     is_included, is_excluded = any_of(config.include), any_of(config.exclude)
     offset = length_above(root)
-    recordings: list[Recording] = []
-    containers: list[Container] = []
-    others: Counter[str] = Counter()
-    n_hidden = 0
+    listing = Listing([], [], root, left_out)
     kinds: dict[tuple[str, str | None, bool], str] = {}
     for one in found:
         if not one.is_named and is_hidden(one.below):
-            n_hidden += 1
+            left_out.add_unheard(one.below)
             continue
         extension = extension_of(one.below)
         about = (extension, one.glob, one.is_named)
         if about not in kinds:
             kinds[about] = _kind(config, *about)
-        passes = (not config.include or is_included(one.below)) and not is_excluded(one.below)
-        if kinds[about] == "other" or not passes:
-            others[extension] += 1
-            continue
-        info = one.info
-        name = text_of(raw_path(info.uri)[offset:])
-        if kinds[about] == "audio":
-            source = Source(info.uri, info.stamp, info.size_bytes)
-            recordings.append(Recording(name, source, one.labels))
+        kind, name = kinds[about], text_of(raw_path(one.info.uri)[offset:])
+        is_lost, is_folder = one.info.stamp.startswith(UNREADABLE), one.below.endswith("/")
+        if is_lost and not extension:
+            # A folder, or a link that may lead to one.
+            kind, path = "folder", one.below.rstrip("/")
+            passes = not config.include or any(reaches(glob, path) for glob in config.include)
         else:
-            is_named = kinds[about] == "named container"
-            at = (name, info.uri, info.size_bytes, info.stamp)
-            containers.append(Container(*at, one.labels, config.exclude, is_named))
-    if not recordings and not containers:
-        raise InputError(_nothing_found(config, shown_uri(raw_path(root)), others, n_hidden))
-    opened = _unique(containers, attrgetter("uri"))
-    return Listing(unique(recordings), opened, n_hidden, others.total(), root)
+            passes = not config.include or is_included(one.below)
+        if kind == "other":
+            left_out.add_unheard(one.below)
+        elif not passes or (not is_folder and is_excluded(one.below)):
+            left_out.add(Kind.NOT_SELECTED, one.below)
+        elif is_lost:
+            left_out.add(Kind.UNREADABLE, one.below)
+            listing.unreadable[f"{name}/" if is_folder else name] = _lost(one, is_folder)
+        elif kind == "audio":
+            source = Source(one.info.uri, one.info.stamp, one.info.size_bytes)
+            listing.recordings.append(Recording(name, source, one.labels))
+        else:
+            at = (name, one.below, one.info.uri, one.info.size_bytes, one.info.stamp)
+            is_named = kind == "named container"
+            listing.containers.append(Container(*at, one.labels, config.exclude, is_named))
+    if not listing.recordings and not listing.containers:
+        raise InputError(_nothing_found(config, shown_uri(raw_path(root)), left_out))
+    listing.recordings[:] = unique(listing.recordings)
+    listing.containers[:] = _unique(listing.containers, attrgetter("uri"))
+    return listing
+
+
+def _lost(one: Found, is_folder: bool) -> RecordingError:
+    """Return why a folder or link cannot be read, and what to do about it."""
+    why = one.info.stamp.removeprefix(UNREADABLE)
+    glob = f"{one.below}**" if is_folder else one.below
+    detail = f"{why}; what lies there is not known. Make it readable, or set input.exclude: {glob}"
+    return RecordingError(Reason.STORAGE, detail)
 
 
 def unique(recordings: Iterable[Recording]) -> list[Recording]:
@@ -202,23 +235,17 @@ def _kind(config: InputConfig, extension: str, glob: str | None, is_named: bool)
     return "audio" if is_named or extension in AUDIO_EXTENSIONS else "other"
 
 
-def _nothing_found(config: InputConfig, where: str, others: Counter[str], n_hidden: int) -> str:
-    n_seen = others.total() + n_hidden
-    if not n_seen:
+def _nothing_found(config: InputConfig, where: str, left_out: LeftOut) -> str:
+    if not left_out:
         if isinstance(config.uri, str) and is_glob(config.uri):
             return f"no audio: nothing matches {config.uri}"
         return f"no audio under {where}: nothing is there"
-    top = [
-        f"{n:,} .{extension}" if extension else f"{n:,} without extension"
-        for extension, n in others.most_common(4)
-    ]
-    counts = [*top, *([f"{n_hidden:,} hidden"] if n_hidden else [])]
-    head = f"no audio under {where}: {n_seen:,} objects ({', '.join(counts)}), "
+    head = f"no audio under {where}: {left_out}; "
     if config.include or config.exclude:
         globs = [*config.include, *(f"not {glob}" for glob in config.exclude)]
         deeper = [glob for glob in config.include if "/" not in glob]
         hint = f"; write **/{deeper[0]} to look into folders" if deeper else ""
-        return f"{head}none selected by {', '.join(globs)}{hint}"
-    if others[PARQUET_EXTENSION]:
-        return f"{head}none ending in .wav .flac .mp3 .ogg …; to read audio inside Parquet, set input.include to **/*.parquet"
-    return f"{head}none ending in .wav .flac .mp3 .ogg …; set input.include or input.manifest"
+        return f"{head}nothing is selected by {', '.join(globs)}{hint}"
+    if PARQUET_EXTENSION in left_out.extensions.get(Kind.NOT_AUDIO, ()):
+        return f"{head}nothing ends in .wav .flac .mp3 .ogg …; to read audio inside Parquet, set input.include to **/*.parquet"
+    return f"{head}nothing ends in .wav .flac .mp3 .ogg …; set input.include or input.manifest"

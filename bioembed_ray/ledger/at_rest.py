@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from bioembed_ray import schema
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs.listing import Recording, Source
 from bioembed_ray.ledger.columns import (
@@ -36,13 +37,13 @@ from bioembed_ray.ledger.columns import (
 from bioembed_ray.ledger.known import Known, Piece
 from bioembed_ray.outcomes import SpanOutcome
 from bioembed_ray.segments import place_stamp
-from bioembed_ray.windows import Coverage
 
 BATCH = 1 << 16
 # ISO 8601 as `datetime.isoformat` writes it.
 ISO_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?([+-]\d\d:\d\d(:\d\d(\.\d{6})?)?)?$"
 # Columns of few different texts, which are kept once each.
 OUTCOME_KEYS = ("shard", "table", "encoder", "version")
+WANTED_KEY = b"bioembed.wanted"
 METADATA = ["recorded_at", "device", "site", "latitude", "longitude", "time_expansion"]
 REPEATED = (
     *(f"outcomes.list.element.{key}" for key in OUTCOME_KEYS),
@@ -51,6 +52,7 @@ REPEATED = (
     "container",
     "subtype",
     "status",
+    "inside",
 )
 
 
@@ -61,9 +63,10 @@ class AtRest:
         titles: All columns.
         names: (N,) names, ascending.
         labels: Titles of the manifest's columns.
+        wanted: Partitions that the column `status` judges by.
         rate_hz, channels: (N,) of the header, 0 where it could not be read.
         n_samples: (N,) samples that the header says, -1 where it does not.
-        n_promised: (N,) samples that a whole file would have, -1 where nobody knows.
+        n_promised: (N,) samples that are lost if they do not come, -1 without a promise.
         shards: Ids of all shards.
         datasets: All partitions that have an outcome.
         pieces: Where pieces lie.
@@ -82,6 +85,8 @@ class AtRest:
         missing = set(schema.RECORDINGS.names) - set(self.titles)
         if missing:
             raise KeyError(f"recordings/ lacks {', '.join(sorted(missing))}")
+        about = (self._file.schema_arrow.metadata or {}).get(WANTED_KEY, b"[]")
+        self.wanted = tuple(Dataset(*one) for one in json.loads(about))
         self.labels = [title for title in self.titles if title not in schema.RECORDINGS.names]
         self.names = self.read("recording")
         if len(self.names) > 1 and not pc.all(pc.less(self.names[:-1], self.names[1:])).as_py():
@@ -185,11 +190,10 @@ class AtRest:
         for found in np.flatnonzero(is_there).tolist():
             yield self.datasets[found // n_shards], self.shards[found % n_shards]
 
-    def promised(self) -> Ints:
-        """Return (P,) the native samples that headers promise for every piece."""
+    def planned(self) -> Ints:
+        """Return (P,) the native samples that are expected of every piece."""
         at = self.pieces
-        whole = np.where(self.n_promised > 0, self.n_promised, np.maximum(self.n_samples, 0))
-        end = np.where(at.stop == -1, whole[at.row], at.stop)
+        end = np.where(at.stop == -1, np.maximum(self.n_samples, 0)[at.row], at.stop)
         return np.maximum(0, end - at.start)
 
     def headers(self, rows: Ints) -> list[Header | None]:
@@ -219,12 +223,15 @@ class AtRest:
     def recordings(self, rows: Ints) -> list[Recording]:
         """Return name, source and labels of rows."""
         keys = ["recording", "uri", "stamp", "size_bytes", "offset", "row", "column"]
-        found = self._take([*keys, *self.labels], rows)
+        found = self._take([*keys, "inside", *self.labels], rows)
+        # One text for all members of a container.
+        inside: dict[str | None, str | None] = {}
         return [
             Recording(
                 row["recording"],
                 Source(*(row[key] for key in keys[1:])),
                 {schema.label_of(title): row[title] for title in self.labels},
+                inside.setdefault(row["inside"], row["inside"]),
             )
             for row in found
         ]
@@ -259,7 +266,8 @@ def _metadata(about: dict[str, Any]) -> Metadata:
 def _outcome(name: str, one: dict[str, Any]) -> tuple[tuple[Dataset, str], SpanOutcome]:
     sums = Coverage(one["embedded"], one["padded"], one["failed"], one["skipped"])
     dataset = Dataset(one["table"], one["encoder"], one["version"])
-    found = SpanOutcome(name, one["n_decoded"], one["n_nonfinite"], one["n_rows"], sums)
+    counts = (one["n_decoded"], one["n_extent"], one["n_nonfinite"], one["n_rows"])
+    found = SpanOutcome(name, *counts, sums)
     return (dataset, one["shard"]), found
 
 

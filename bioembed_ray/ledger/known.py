@@ -9,7 +9,6 @@ from bioembed_ray.audio.probe import Header
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.inputs.listing import Recording
 from bioembed_ray.outcomes import Failure, SpanOutcome
-from bioembed_ray.windows import Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +51,23 @@ class Known:
         return sum(best[piece.shard] for piece in self.pieces)
 
     @property
+    def n_extent(self) -> int | None:
+        """Native samples from the start to the end of the sound, None while some piece is untouched."""
+        best: dict[str, int] = {}
+        for (_, shard), outcome in self.outcomes.items():
+            best[shard] = max(best.get(shard, 0), outcome.n_extent)
+        if not self.pieces or any(piece.shard not in best for piece in self.pieces):
+            return None
+        return (
+            max(piece.start + best[piece.shard] for piece in self.pieces if best[piece.shard])
+            if any(best.values())
+            else 0
+        )
+
+    @property
     def n_nonfinite(self) -> int:
         """NaN and infinite samples that were set to zero."""
         worst: dict[str, int] = {}
         for (_, shard), outcome in self.outcomes.items():
             worst[shard] = max(worst.get(shard, 0), outcome.n_nonfinite)
         return sum(worst.values())
-
-    @property
-    def status(self) -> str:
-        """Return embedded, partial, failed or pending."""
-        if self.failure is not None:
-            return "pending" if self.failure.reason.is_transient else "failed"
-        if self.n_decoded is None:
-            return "pending"
-        total = sum((outcome.coverage for outcome in self.outcomes.values()), Coverage())
-        if not total.failed and total.total:
-            return "embedded"
-        return "partial" if total.embedded + total.padded else "failed"

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from bioembed_ray.datasets import Dataset
+from bioembed_ray.errors import RecordingError
 from bioembed_ray.ledger.columns import Ints
 from bioembed_ray.ledger.entries import Entries, Shards
 from bioembed_ray.ledger.known import Known, Piece
+from bioembed_ray.ledger.states import STATES, state_of, states_of
 from bioembed_ray.outcomes import Failure, PartOutcome
 from bioembed_ray.segments import Shard, Span, shard_id, span_stamp
 
@@ -31,14 +32,14 @@ class SpanColumns:
     Attributes:
         shards: Ids.
         shard: (P,) index into `shards`.
-        promised: (P,) native samples that the header promises.
+        planned: (P,) native samples that are expected.
         rate_hz: (P,) of the recording.
         channels: (P,) of the recording.
     """
 
     shards: list[str]
     shard: Ints
-    promised: Ints
+    planned: Ints
     rate_hz: Ints
     channels: Ints
 
@@ -50,16 +51,31 @@ class SpanColumns:
 
 @dataclass(slots=True, init=False)
 class Ledger:
-    """All recordings and failures of an output."""
+    """All recordings and failures of an output.
+
+    Attributes:
+        known: The recordings.
+        failures: Why something is missing in a shard, or cannot be read at all.
+        wanted: Partitions of windows and frames that recordings are judged by, in order.
+    """
 
     known: Entries
     failures: list[Failure]
+    wanted: tuple[Dataset, ...]
 
     def __init__(
-        self, known: Mapping[str, Known] | None = None, failures: Iterable[Failure] = ()
+        self,
+        known: Mapping[str, Known] | None = None,
+        failures: Iterable[Failure] = (),
+        wanted: Iterable[Dataset] = (),
     ) -> None:
         self.known = known if isinstance(known, Entries) else Entries(known)
         self.failures = list(failures)
+        self.want(wanted)
+
+    def want(self, datasets: Iterable[Dataset]) -> None:
+        """Judge by these partitions; tokens come of the same samples as windows, and are left aside."""
+        self.wanted = tuple(sorted(d for d in datasets if d.table in {"embeddings", "frames"}))
 
     def shards(self) -> Shards:
         """Return every shard as its recordings' pieces have it, in name order."""
@@ -157,7 +173,7 @@ class Ledger:
         found = [
             (
                 index.setdefault(piece.shard, len(index)),
-                Span(name, entry.recording.source, entry.header, piece.start, piece.stop).promised,
+                Span(name, entry.recording.source, entry.header, piece.start, piece.stop).planned,
                 entry.header.rate_hz,
                 entry.header.channels,
             )
@@ -172,7 +188,7 @@ class Ledger:
             row = at.row[rests]
             resting = [
                 at.shard[rests] + len(index),
-                known.rows.promised()[rests],
+                known.rows.planned()[rests],
                 known.rows.rate_hz[row],
                 known.rows.channels[row],
             ]
@@ -193,13 +209,22 @@ class Ledger:
         return n_samples, rate_hz
 
     def states(self) -> Counter[str]:
-        """Return how many recordings are embedded, partial, failed or pending."""
-        counts = Counter(entry.status for entry in self.known.active.values())
+        """Return how many recordings are embedded, partial, failed or pending in what is wanted."""
+        counts = Counter(state_of(entry, self.wanted) for entry in self.known.active.values())
         if self.known.rows is not None:
-            column = self.known.rows.read("status").filter(self.known.rests)
-            for found in pc.value_counts(column.cast("string")).to_pylist():
-                counts[found["values"]] += found["counts"]
+            resting = np.bincount(states_of(self.known.rows, self.wanted)[self.known.rests])
+            counts.update({STATES[i]: int(n) for i, n in enumerate(resting) if n})
         return counts
+
+    def set_unreadable(self, errors: Mapping[str, RecordingError]) -> None:
+        """Enter what of the input cannot be read and is no recording, in place of what was entered."""
+        failures = [Failure(name, one.reason, one.detail) for name, one in sorted(errors.items())]
+        self.failures = [f for f in self.failures if f.shard is not None] + failures
+
+    def waiting(self) -> list[Failure]:
+        """Return why a later run has to look again: recordings that did not open, and what was unreadable."""
+        unreadable = (failure for failure in self.failures if failure.shard is None)
+        return [f for f in (*self.unopened(), *unreadable) if f.reason.is_transient]
 
     def outdated(self, reader_version: int, datasets: Iterable[Dataset]) -> set[str]:
         """Return shards with a permanent failure that an older reader reported.
@@ -221,6 +246,12 @@ class Ledger:
         """Yield why recordings never opened, in name order; these are objects since loading."""
         active = self.known.active
         yield from (f for name in sorted(active) if (f := active[name].failure) is not None)
+
+    def wanted_failures(self) -> Iterator[Failure]:
+        """Yield failures of recordings that never opened, then those of shards in what is wanted."""
+        yield from self.unopened()
+        scopes = {(None, None), *((d.encoder, d.version) for d in self.wanted)}
+        yield from (f for f in self.failures if (f.encoder, f.version) in scopes)
 
     def all_failures(self) -> Iterator[Failure]:
         """Yield failures of recordings that never opened, then those of shards."""

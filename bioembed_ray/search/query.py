@@ -188,8 +188,8 @@ def _span(sounding: Sounding, planned: PlannedEncoder, job: Job) -> Span:
             f"--start {low:g} --stop {high}: use two times of the file, the earlier first"
         )
     rate = header.rate_hz
-    if header.n_samples is not None and not header.is_estimate and low * rate >= header.n_samples:
-        length = header.n_samples / rate
+    if header.n_promised is not None and low * rate >= header.n_promised:
+        length = header.n_promised / rate
         raise InputError(
             f"{sounding.uri}: is {length:.6g} s long; --start {low:g} lies behind its end"
         )

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # (key below the root, absolute path, size in bytes, stamp)
@@ -21,6 +21,8 @@ Found = tuple[str, str, int, str]
 DANGLING = "dangling-link"
 # Named by a manifest and not there: it fails in the open too, and is read once it has another stamp.
 ABSENT = "absent"
+# How the stamp of a folder, or link, begins that the disk refuses to read; why follows.
+UNREADABLE = "unreadable: "
 
 
 def absolute(path: str) -> str:
@@ -34,7 +36,9 @@ def stamp_of(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def walk(root: str, depth: int | None = None) -> Iterator[Found]:
+def walk(
+    root: str, depth: int | None = None, enters: Callable[[str], bool] | None = None
+) -> Iterator[Found]:
     """Yield every file below a folder, links followed, or the one file that `root` names.
 
     Files that vanish while the walk is on are left out, links to nowhere are not.
@@ -42,9 +46,11 @@ def walk(root: str, depth: int | None = None) -> Iterator[Found]:
     Args:
         root: Absolute path.
         depth: Most folders deep to go, 1 = only files right below `root`; None = all.
+        enters: Whether to open a folder, by its key. With it, a folder or link below `root` that
+            cannot be read does not end the walk: it is yielded, a folder's key with `/` at its end.
 
     Raises:
-        OSError: `root` or a folder below it cannot be read.
+        OSError: `root` cannot be read; without `enters`, or something below it.
     """
     top = Path(root).stat()
     if not stat.S_ISDIR(top.st_mode):
@@ -58,25 +64,40 @@ def walk(root: str, depth: int | None = None) -> Iterator[Found]:
         try:
             with os.scandir(folder) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
-        except FileNotFoundError:
+            found = [(entry, _stat(entry, enters is not None)) for entry in ordered]
+        except (FileNotFoundError, NotADirectoryError):
             if folder == root:
                 raise
             continue
-        for entry in ordered:
-            status = _stat(entry)
-            if status is None:
+        except OSError as error:
+            if enters is None or folder == root:
+                raise
+            yield f"{folder[start:]}/", folder, 0, _unreadable(error)
+            continue
+        for entry, status in found:
+            key = entry.path[start:]
+            if isinstance(status, OSError):
+                yield key, entry.path, 0, _unreadable(status)
+            elif status is None:
                 if entry.is_symlink():
-                    yield entry.path[start:], entry.path, 0, DANGLING
+                    yield key, entry.path, 0, DANGLING
             elif stat.S_ISREG(status.st_mode):
-                yield entry.path[start:], entry.path, status.st_size, stamp_of(status)
+                yield key, entry.path, status.st_size, stamp_of(status)
             elif stat.S_ISDIR(status.st_mode) and (depth is None or level < depth):
                 own = (status.st_dev, status.st_ino)
-                if own not in chain:
+                if own not in chain and (enters is None or enters(key)):
                     folders.append((entry.path, level + 1, chain | {own}))
 
 
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return what the entry leads to, None for nothing: it vanished, or is a link to nowhere."""
+def _unreadable(error: OSError) -> str:
+    return f"{UNREADABLE}{(error.strerror or str(error)).lower()}"
+
+
+def _stat(entry: os.DirEntry[str], is_kept: bool) -> os.stat_result | OSError | None:
+    """Return what the entry leads to, None for nothing: it vanished, or is a link to nowhere.
+
+    A refusal is the answer where it `is_kept`, unless the folder as such lets nobody through.
+    """
     try:
         return entry.stat()
     except FileNotFoundError:
@@ -84,7 +105,9 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return None
-        raise
+        if not is_kept or (isinstance(error, PermissionError) and not entry.is_symlink()):
+            raise
+        return error
 
 
 def stat_file(path: str) -> tuple[int, str]:

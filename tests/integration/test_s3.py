@@ -63,7 +63,7 @@ def archive(s3) -> dict[str, int]:
 
 def all_recordings(config: InputConfig) -> list[Recording]:
     listing = list_input(config)
-    inside = [one for container in listing.containers for one in members(container)]
+    inside = [one for container in listing.containers for one in members(container).recordings]
     return unique([*listing.recordings, *inside])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from typing import Any
 
 from hypothesis import given, settings
@@ -11,15 +12,16 @@ from hypothesis import strategies as st
 from bioembed_ray import summary
 from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason
 from bioembed_ray.inputs.listing import Recording, Source
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.known import Known, Piece
 from bioembed_ray.ledger.ledger import Ledger
+from bioembed_ray.ledger.states import state_of
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.segments import Span, cut_gaps, span_stamp
-from bioembed_ray.windows import Coverage
 
 DATASETS = [
     Dataset("embeddings", "beats", "v1"),
@@ -40,8 +42,10 @@ headers = st.builds(
     seekable=st.booleans(),
     decoder=st.sampled_from(["soundfile", "pyav"]),
     patches=st.sampled_from([(), ((4, b"\x00\xff"), (40, b"ab"))]),
-    is_estimate=st.booleans(),
+    slack=st.integers(0, 5000),
+    flaw=st.none() | st.just("ends inside a page"),
 )
+lengths = st.integers(0, 90_000)
 coverages = st.builds(Coverage, *[st.integers(0, 90_000)] * 4)
 
 
@@ -59,12 +63,12 @@ def pieces(draw: Any) -> list[Piece]:
 @st.composite
 def ledgers(draw: Any) -> Ledger:
     """A ledger as runs leave it, some recordings unreadable, unplaced or done in part."""
-    ledger = Ledger()
+    ledger = Ledger(wanted=draw(st.lists(st.sampled_from(DATASETS), unique=True)))
     for number in range(draw(st.integers(0, 6))):
         name = f"ä/{number}.wav"
         place = draw(st.sampled_from([(0, None, None), (512, None, None), (0, 7, "audio.bytes")]))
         source = Source(f"/archive/{name}", f"etag-{number}", draw(st.integers(0, 10**10)), *place)
-        entry = Known(Recording(name, source))
+        entry = Known(Recording(name, source, inside=draw(st.sampled_from([None, "{}", "{1}"]))))
         if draw(st.integers(0, 4)) == 0:
             reason = draw(st.sampled_from([Reason.STORAGE, Reason.UNSUPPORTED]))
             entry.failure = Failure(name, reason, "made up")
@@ -73,7 +77,7 @@ def ledgers(draw: Any) -> Ledger:
             entry.pieces = draw(pieces())
             for piece in entry.pieces:
                 for dataset in draw(st.lists(st.sampled_from(DATASETS), unique=True)):
-                    found = SpanOutcome(name, draw(st.integers(0, 90_000)), 0, 3, draw(coverages))
+                    found = SpanOutcome(name, draw(lengths), draw(lengths), 0, 3, draw(coverages))
                     entry.outcomes[dataset, piece.shard] = found
         ledger.known[name] = entry
     return ledger
@@ -92,7 +96,7 @@ def at_rest(ledger: Ledger) -> Ledger:
 def windows_by_loop(ledger: Ledger) -> list[tuple[str, int, int, int]]:
     """Return every piece as (shard, promised, rate, channels), object by object."""
     return sorted(
-        (piece.shard, span.promised, entry.header.rate_hz, entry.header.channels)
+        (piece.shard, span.planned, entry.header.rate_hz, entry.header.channels)
         for name, entry in ledger.known.active.items()
         if entry.header is not None
         for piece in entry.pieces
@@ -120,7 +124,7 @@ def same(resting: Ledger, objects: Ledger) -> None:
     } == shards
     assert dict(found) == dict(objects.shards())
     spans = resting.spans()
-    columns = (spans.promised, spans.rate_hz, spans.channels)
+    columns = (spans.planned, spans.rate_hz, spans.channels)
     shard_of = [spans.shards[index] for index in spans.shard.tolist()]
     listed = zip(shard_of, *(column.tolist() for column in columns), strict=True)
     assert sorted(listed) == windows_by_loop(objects)
@@ -128,10 +132,12 @@ def same(resting: Ledger, objects: Ledger) -> None:
         (e.header.n_samples or 0, e.header.rate_hz) for e in objects.known.values() if e.header
     )
     assert resting.in_pieces() == [n for n, e in objects.known.items() if len(e.pieces) > 1]
-    states: dict[str, int] = {}
-    for entry in objects.known.values():
-        states[entry.status] = states.get(entry.status, 0) + 1
-    assert dict(resting.states()) == states
+    for wanted in ([], DATASETS[:1], DATASETS, [Dataset("embeddings", "beats", "new")]):
+        states = Counter(state_of(entry, wanted) for entry in objects.known.values())
+        before = resting.wanted
+        resting.want(wanted)
+        assert resting.states() == states
+        resting.wanted = before
     for dataset in DATASETS:
         for channels in ("mix", "each"):
             sums = summary.dataset_seconds(resting, dataset, channels)
@@ -198,7 +204,7 @@ def test_rows_that_something_happens_to_are_changed_as_objects_are(
                 assert ledger.known[name].recording.name == name
             elif what == "absorb" and about[1] in (shards := ledger.shards()):
                 spans = [
-                    SpanOutcome(span.recording, 5, 0, 1, Coverage(failed=5))
+                    SpanOutcome(span.recording, 5, 5, 0, 1, Coverage(failed=5))
                     for span in shards[about[1]].spans
                 ]
                 failures = (Failure(spans[0].recording, Reason.TRUNCATED, "x", shard=about[1]),)

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bioembed_ray.coverage import Coverage, coverage
 from bioembed_ray.encoders.base import FrameGrid
 from bioembed_ray.segments import (
     MAX_SPANS,
@@ -20,16 +21,7 @@ from bioembed_ray.segments import (
     form_shards,
     segment_bounds,
 )
-from bioembed_ray.windows import (
-    Clock,
-    Coverage,
-    Tail,
-    WindowRule,
-    blocks,
-    coverage,
-    valid_samples,
-    window_starts,
-)
+from bioembed_ray.windows import Clock, Tail, WindowRule, blocks, valid_samples, window_starts
 from tests.unit.references import (
     coverage_by_flags,
     header_of,

@@ -8,7 +8,13 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bioembed_ray.inputs.globs import compile_glob, depth_of, split_glob
+from bioembed_ray.inputs.globs import (
+    compile_glob,
+    depth_of,
+    reaches,
+    split_glob,
+    takes_all_below,
+)
 
 ALPHABET = "aAbw.[]!-*?"
 NAMES = st.text(alphabet="aAbBwW.[]!-", min_size=1, max_size=5)
@@ -90,3 +96,22 @@ def test_pathlib_agrees_on_a_real_tree(tmp_path: Path) -> None:
     ):
         expected = {p.relative_to(tmp_path).as_posix() for p in tmp_path.glob(glob) if p.is_file()}
         assert {name for name in every if compile_glob(glob).fullmatch(name)} == expected, glob
+
+
+@settings(max_examples=2000, deadline=None)
+@given(GLOBS, PATHS, PATHS)
+@example(["a", "**"], ["a"], ["b"])
+@example(["a.w", "**"], ["a.W"], ["b"])
+@example(["**", "a", "**", "*"], ["b", "a"], ["c", "d"])
+def test_a_folder_is_opened_where_a_glob_may_match_in_it(
+    glob: list[str], folder: list[str], below: list[str]
+) -> None:
+    is_match = matches(glob, [*folder, *below])
+    if is_match:
+        assert reaches("/".join(glob), "/".join(folder))
+    if takes_all_below("/".join(glob), "/".join(folder)):
+        assert is_match
+    # Said only where it is plain: the glob ends in `**`.
+    if glob[-1] == "**" and len(glob) > 1 and glob[-2] != "**":
+        stands_for = matches([*glob[:-1], "x"], [*folder, "x"])
+        assert takes_all_below("/".join(glob), "/".join(folder)) >= stands_for

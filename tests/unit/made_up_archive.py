@@ -13,15 +13,18 @@ from bioembed_ray.audio.metadata import Metadata
 from bioembed_ray.audio.probe import Header
 from bioembed_ray.carry_over import carry_part
 from bioembed_ray.config import Job
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.encoders.base import Facts
 from bioembed_ray.errors import Reason
+from bioembed_ray.inputs.inside import Opened, as_opened
+from bioembed_ray.inputs.left_out import LeftOut
 from bioembed_ray.inputs.listing import Container, Recording, Source
+from bioembed_ray.inputs.manifest import Label
 from bioembed_ray.inventory import Probed
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.plan import Plan, make_plan
 from bioembed_ray.schema import embeddings
-from bioembed_ray.windows import Coverage
 from tests.unit.references import FakeRegistry, header_of, job_of
 
 WINDOWS = Facts("fake", 16_000, 1.0, 0.5, None, embeds=True, dim=4)
@@ -40,6 +43,7 @@ class Archive:
         self.opened: list[str] = []
         self.silent: set[str] = set()
         self.inside: dict[str, list[str]] = {}
+        self.beside: dict[str, dict[str, Label]] = {}
 
     def add(self, name: str, header: Header | Reason | None = None, body: str = "") -> None:
         path = self.input / name
@@ -58,15 +62,16 @@ class Archive:
             else:
                 yield Probed(recording.name, found, Metadata())
 
-    def members(self, containers: list[Container]) -> Iterable[Recording]:
+    def members(self, containers: list[Container]) -> Iterable[Opened]:
         for container in containers:
             self.opened.append(container.name)
+            found = []
             for number, member in enumerate(self.inside.get(container.name, [])):
                 name = f"{container.name}/{member}"
                 self.headers[name] = header_of(16_000 * 60)
-                yield Recording(
-                    name, Source(container.uri, container.stamp, 10, 512 * (number + 1))
-                )
+                source = Source(container.uri, container.stamp, 10, 512 * (number + 1))
+                found.append((member, Recording(name, source, self.beside.get(name, {}))))
+            yield as_opened(container, found, LeftOut())
 
     def job(self, **values: Any) -> Job:
         values.setdefault("input", {})
@@ -86,7 +91,9 @@ class Archive:
         for work in found.todo[skip:]:
             for dataset in work.datasets:
                 became = tuple(
-                    SpanOutcome(s.recording, s.promised, 0, 0, Coverage(embedded=s.promised))
+                    SpanOutcome(
+                        s.recording, s.planned, s.planned, 0, 0, Coverage(embedded=s.planned)
+                    )
                     for s in work.shard.spans
                 )
                 failures: tuple[Failure, ...] = ()

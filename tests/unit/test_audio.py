@@ -111,7 +111,7 @@ def test_any_span_gives_the_very_samples_of_the_whole(
         found = read(
             replace(span, start=start, stop=stop), encoder_hz, reach=(reach, reach), **options
         )
-        assert found.n_decoded == (n if stop is None else stop) - start
+        assert found.n_extent == (n if stop is None else stop) - start
         assert found.n_native in (None, n)
         for track, reference in zip(found.tracks[encoder_hz], all_tracks, strict=True):
             end = track.offset + len(track.samples)
@@ -198,7 +198,7 @@ def test_a_file_that_ends_before_its_promise_gives_what_is_there(tmp_path: Path)
     (tmp_path / "a.wav").write_bytes(body[: 44 + 2 * 100_000])
     span = span_of(tmp_path / "a.wav")
     audio = read(span)
-    assert (audio.n_decoded, audio.n_native) == (100_000, 100_000)
+    assert (audio.n_extent, audio.n_native) == (100_000, 100_000)
     assert len(audio.tracks[16_000][0].samples) == 100_000
     assert span.promised == 400_000
 
@@ -206,7 +206,7 @@ def test_a_file_that_ends_before_its_promise_gives_what_is_there(tmp_path: Path)
 def test_a_header_that_says_less_than_there_is_does_not_cut_the_recording(tmp_path: Path) -> None:
     # A stream whose size was never filled in: the data chunk says 0.
     (tmp_path / "a.wav").write_bytes(wav(b"\x11\x22" * 100_000, size=0, rate_hz=16_000))
-    assert read(span_of(tmp_path / "a.wav")).n_decoded == 100_000
+    assert read(span_of(tmp_path / "a.wav")).n_extent == 100_000
 
 
 @pytest.mark.parametrize("extension", ["wav", "flac", "mp3"])
@@ -217,7 +217,7 @@ def test_a_span_beyond_the_end_is_empty(tmp_path: Path, extension: str, start_s:
     span = replace(span_of(path), start=start_s * 16_000)
     for stop in (None, (start_s + 10) * 16_000):
         audio = read(replace(span, stop=stop), reach=(2.0, 2.0))
-        assert audio.n_decoded == 0
+        assert audio.n_extent == 0
         assert audio.n_native is not None
         assert audio.n_native <= span.start
 
@@ -226,7 +226,7 @@ def test_a_span_that_the_end_falls_into_is_cut_there(tmp_path: Path) -> None:
     wave = sound(16_000 * 25)
     span = span_of(write_wave(tmp_path / "a.wav", wave, 16_000))
     audio = read(replace(span, start=16_000 * 22, stop=16_000 * 60), reach=(1.0, 1.0))
-    assert (audio.n_decoded, audio.n_native) == (16_000 * 3, 16_000 * 25)
+    assert (audio.n_extent, audio.n_native) == (16_000 * 3, 16_000 * 25)
     track = audio.tracks[16_000][0]
     assert np.array_equal(track.samples, wave[track.offset :])
 
@@ -240,5 +240,5 @@ def test_an_end_beyond_what_is_read_is_not_known(tmp_path: Path) -> None:
 def test_one_sample_is_a_recording(tmp_path: Path) -> None:
     span = span_of(write_wave(tmp_path / "a.wav", sound(1), 11_025))
     audio = read(span)
-    assert (audio.n_decoded, audio.n_native) == (1, 1)
+    assert (audio.n_extent, audio.n_native) == (1, 1)
     assert len(audio.tracks[16_000][0].samples) == 2  # 1.45 samples, rounded up

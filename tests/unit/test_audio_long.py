@@ -44,7 +44,7 @@ def test_the_last_span_of_a_day_is_exact(day: Path) -> None:
     bounds = segment_bounds(DAY, RATE, Cutting(300, 1800, 1, "mix"))
     span = replace(span_of(day), start=bounds[-1][0], stop=None)
     audio = read_span(span, (16_000,), (23.0, 33.0))
-    assert (audio.n_native, audio.n_decoded) == (DAY, 300 * RATE)
+    assert (audio.n_native, audio.n_extent) == (DAY, 300 * RATE)
     track = audio.tracks[16_000][0]
     assert track.offset + len(track.samples) == 86_400 * 16_000
     loud = np.flatnonzero(np.abs(track.samples) > 0.25 / 24) + track.offset
@@ -77,7 +77,7 @@ short = replace(span, start={DAY - 20 * RATE}, stop=None)
 read_span(short, (16_000,), (0.0, 0.0))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 audio = read_span(replace(span, start={DAY - 600 * RATE}), (16_000,), (0.0, 0.0))
-assert audio.n_decoded == {600 * RATE}
+assert audio.n_extent == {600 * RATE}
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     root = Path(__file__).parents[2]

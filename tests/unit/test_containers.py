@@ -44,7 +44,11 @@ def tar_of(files: Files, mode: str = "w", kind: int = tarfile.PAX_FORMAT) -> byt
 def stored(root: str, name: str, body: bytes, **options: object) -> Container:
     storage.put(f"{root}/{name}", body)
     info = storage.stat_object(f"{root}/{name}")
-    return Container(name, info.uri, info.size_bytes, info.stamp, **options)  # type: ignore[arg-type]
+    return Container(name, name, info.uri, info.size_bytes, info.stamp, **options)  # type: ignore[arg-type]
+
+
+def recordings_in(container: Container) -> list[Recording]:
+    return members(container).recordings
 
 
 def body_of(one: Recording) -> bytes:
@@ -66,7 +70,7 @@ AUDIO = {"a/000.wav": wave(1), "a/001.FLAC": wave(2, 3), "b.mp3": wave(3, 700_00
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_members_are_named_and_placed(root: str, kind: int) -> None:
     container = stored(root, "x/shard.tar", tar_of(AUDIO, kind=kind))
-    found = members(container)
+    found = recordings_in(container)
     assert {one.name: body_of(one) for one in found} == {
         f"x/shard.tar/{name}": body for name, body in AUDIO.items()
     }
@@ -80,7 +84,7 @@ def test_compressed_members_read_in_any_order(root: str) -> None:
         ("s.tar.gz", tar_of(AUDIO, "w:gz")),
         ("s.TGZ", gzip.compress(tar_of(AUDIO), mtime=0)),
     ):
-        found = members(stored(root, name, body))
+        found = recordings_in(stored(root, name, body))
         assert {one.name: body_of(one) for one in reversed(found)} == {
             f"{name}/{path}": content for path, content in AUDIO.items()
         }
@@ -90,7 +94,7 @@ def test_compressed_members_in_order_cost_one_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = stored(str(tmp_path), "s.tgz", tar_of(AUDIO, "w:gz"))
-    found = sorted(members(container), key=lambda one: one.source.offset)
+    found = sorted(recordings_in(container), key=lambda one: one.source.offset)
     read_range = storage.read_range
     starts = []
 
@@ -118,7 +122,7 @@ def test_a_long_tar_is_read_in_few_requests(
         return read_range(*args)
 
     monkeypatch.setattr("bioembed_ray.audio.bytefile.read_range", counted)
-    assert len(members(container)) == 200
+    assert len(recordings_in(container)) == 200
     assert len(requests) < 40
 
 
@@ -133,7 +137,7 @@ def test_long_odd_and_hidden_names(root: str) -> None:
         "notes.md": b"7",
     }
     for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        found = members(stored(root, "s.tar", tar_of(files, kind=kind)))
+        found = recordings_in(stored(root, "s.tar", tar_of(files, kind=kind)))
         assert {one.name: body_of(one) for one in found} == {
             f"s.tar/{'d/' * 120}x.wav": b"1",
             "s.tar/dot/a #1.wav": b"2",
@@ -142,9 +146,48 @@ def test_long_odd_and_hidden_names(root: str) -> None:
         }
 
 
+def test_what_a_tar_holds_besides_is_counted_by_kind(root: str) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for name in (
+            *("a/000.wav", "a/000.json", "a/000.txt", "b.flac", "b.cls"),
+            *("._b.flac", "~c.wav", "c.wav.part", ".DS_Store", "README.txt", "a/index.csv"),
+            "night/d.wav",
+        ):
+            tar.addfile(tarfile.TarInfo(name))
+        for name, kind in (("e.wav", tarfile.SYMTYPE), ("a", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a/000.wav"
+            tar.addfile(info)
+        # A link to a member is that member.
+        info = tarfile.TarInfo("f.wav")
+        info.type, info.linkname = tarfile.LNKTYPE, "a/000.wav"
+        tar.addfile(info)
+    found = members(stored(root, "s.tar", sink.getvalue(), exclude=("*/night/*",)))
+    assert [one.name for one in found.recordings] == [
+        f"s.tar/{name}" for name in ("a/000.wav", "b.flac", "f.wav")
+    ]
+    assert {kind: one["examples"] for kind, one in found.left_out.to_json().items()} == {
+        "unfinished": ["s.tar/~c.wav", "s.tar/c.wav.part"],
+        "link": ["s.tar/e.wav"],
+        "not_selected": ["s.tar/night/d.wav"],
+        "companion": ["s.tar/._b.flac"],
+        "hidden": ["s.tar/.DS_Store"],
+        # The .json, .txt and .cls of a sample became labels.
+        "not_audio": ["s.tar/README.txt", "s.tar/a/index.csv"],
+    }
+
+
+def test_a_parquet_without_audio_is_counted(root: str) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"site": ["a"]}), sink)
+    found = members(stored(root, "m.parquet", sink.getvalue().to_pybytes()))
+    assert (found.recordings, str(found.left_out)) == ([], "1 not audio (1 .parquet)")
+
+
 def test_names_that_are_no_text_become_text(tmp_path: Path) -> None:
     body = tar_of({"caf\udce9.wav": b"1"}, kind=tarfile.GNU_FORMAT)
-    [one] = members(stored(str(tmp_path), "s.tar", body))
+    [one] = recordings_in(stored(str(tmp_path), "s.tar", body))
     assert one.name == "s.tar/caf%E9.wav"
 
 
@@ -154,7 +197,7 @@ def test_of_two_members_with_one_name_the_later_holds(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     (tmp_path / "a.wav").write_bytes(b"newer")
     subprocess.run(command, check=True)
-    [one] = members(stored(str(tmp_path), "s.tar", (tmp_path / "s.tar").read_bytes()))
+    [one] = recordings_in(stored(str(tmp_path), "s.tar", (tmp_path / "s.tar").read_bytes()))
     assert body_of(one) == b"newer"
 
 
@@ -167,7 +210,7 @@ def test_hard_links_share_the_bytes_and_other_kinds_are_left_out(tmp_path: Path)
     subprocess.run(
         ["tar", "-C", str(folder), "--sort=name", "-cf", str(tmp_path / "s.tar"), "."], check=True
     )
-    found = members(stored(str(tmp_path), "s.tar", (tmp_path / "s.tar").read_bytes()))
+    found = recordings_in(stored(str(tmp_path), "s.tar", (tmp_path / "s.tar").read_bytes()))
     assert {one.name: body_of(one) for one in found} == {
         "s.tar/a.wav": b"body",
         "s.tar/b.wav": b"body",
@@ -186,7 +229,7 @@ def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
     body = (tmp_path / "s.tar").read_bytes()
     assert len(body) < 1_000_000
     with pytest.raises(InputError, match=r"s\.tar/a\.wav: stored sparse; pack the tar without"):
-        members(stored(str(tmp_path), "s.tar", body))
+        recordings_in(stored(str(tmp_path), "s.tar", body))
 
 
 def test_sidecars_of_a_webdataset_become_labels(root: str) -> None:
@@ -214,7 +257,7 @@ def test_sidecars_of_a_webdataset_become_labels(root: str) -> None:
         "003.json": b"[1]",
     }
     container = stored(root, "s.tar", tar_of(files), labels={"site": "s", "deployment": 1})
-    labels = {one.name.removeprefix("s.tar/"): one.labels for one in members(container)}
+    labels = {one.name.removeprefix("s.tar/"): one.labels for one in recordings_in(container)}
     base = {"site": "s", "deployment": 1}
     assert labels["000.wav"] == base | {
         "species": "Parus",
@@ -232,18 +275,18 @@ def test_sidecars_of_a_webdataset_become_labels(root: str) -> None:
 
 def test_members_may_be_excluded(tmp_path: Path) -> None:
     container = stored(str(tmp_path), "s.tar", tar_of(AUDIO), exclude=("**/a/*",))
-    assert [one.name for one in members(container)] == ["s.tar/b.mp3", "s.tar/c.wav"]
+    assert [one.name for one in recordings_in(container)] == ["s.tar/b.mp3", "s.tar/c.wav"]
 
 
 def test_a_tar_without_audio_is_empty(root: str) -> None:
-    assert members(stored(root, "s.tar", tar_of({"a.txt": b"1"}))) == []
-    assert members(stored(root, "e.tar", tar_of({}))) == []
-    assert members(stored(root, "e.tgz", tar_of({}, "w:gz"))) == []
+    assert recordings_in(stored(root, "s.tar", tar_of({"a.txt": b"1"}))) == []
+    assert recordings_in(stored(root, "e.tar", tar_of({}))) == []
+    assert recordings_in(stored(root, "e.tgz", tar_of({}, "w:gz"))) == []
 
 
 def test_a_tar_without_its_end_marker_is_whole(tmp_path: Path) -> None:
     body = tar_of({"a.wav": wave(1, 508)})[:1024]
-    [one] = members(stored(str(tmp_path), "s.tar", body))
+    [one] = recordings_in(stored(str(tmp_path), "s.tar", body))
     assert body_of(one) == wave(1, 508)
 
 
@@ -251,7 +294,7 @@ def test_a_tar_without_its_end_marker_is_whole(tmp_path: Path) -> None:
 def test_a_member_cut_off_keeps_what_is_there(root: str, cut: int) -> None:
     files = {"a.wav": wave(1, 1500), "b.wav": wave(2, 1500)}
     body = tar_of(files, kind=tarfile.USTAR_FORMAT)
-    found = members(stored(root, "s.tar", body[: 512 + 2048 + cut]))
+    found = recordings_in(stored(root, "s.tar", body[: 512 + 2048 + cut]))
     bodies = {one.name: body_of(one) for one in found}
     kept = files["b.wav"][: max(0, cut - 512)]
     assert bodies["s.tar/a.wav"] == files["a.wav"]
@@ -264,10 +307,10 @@ def test_what_follows_damage_is_a_recording_that_will_fail(root: str) -> None:
     at = 512 + 1024
     assert body[at : at + 5] == b"b.wav"
     body[at : at + 512] = b"garbage!" * 64
-    found = {one.name: one.source for one in members(stored(root, "s.tar", bytes(body)))}
+    found = {one.name: one.source for one in recordings_in(stored(root, "s.tar", bytes(body)))}
     assert set(found) == {"s.tar", "s.tar/a.wav"}
     assert (found["s.tar"].offset, found["s.tar"].size_bytes) == (at, len(body) - at)
-    [only] = members(stored(root, "t.tar", bytes(body[: at - 300])))
+    [only] = recordings_in(stored(root, "t.tar", bytes(body[: at - 300])))
     assert (only.name, body_of(only)) == ("t.tar/a.wav", files["a.wav"][: 1024 - 300])
 
 
@@ -275,7 +318,7 @@ def test_what_follows_damage_is_a_recording_that_will_fail(root: str) -> None:
     "body", [b"", b"x", b"this is no tar" * 100, gzip.compress(b"no", mtime=0)]
 )
 def test_what_is_no_tar_is_a_recording_that_will_fail(tmp_path: Path, body: bytes) -> None:
-    [one] = members(stored(str(tmp_path), "s.tar", body, labels={"a": 1}))
+    [one] = recordings_in(stored(str(tmp_path), "s.tar", body, labels={"a": 1}))
     assert (one.name, one.labels) == ("s.tar", {"a": 1})
     assert one.source.offset + one.source.size_bytes == len(body)
 
@@ -284,7 +327,7 @@ def test_a_damaged_compressed_tar_gives_what_came_before(root: str) -> None:
     noise = bytes((n * 7919 >> 3) % 251 for n in range(60_000))
     files = {"a.wav": noise, "b.wav": noise[::-1], "c.wav": noise}
     body = tar_of(files, "w:gz")
-    found = {one.name: one for one in members(stored(root, "s.tgz", body[: len(body) // 2]))}
+    found = {one.name: one for one in recordings_in(stored(root, "s.tgz", body[: len(body) // 2]))}
     assert {"s.tgz", "s.tgz/a.wav"} <= set(found)
     with pytest.raises(RecordingError, match="compressed tar is damaged before byte"):
         body_of(found.pop("s.tgz"))
@@ -293,7 +336,7 @@ def test_a_damaged_compressed_tar_gives_what_came_before(root: str) -> None:
         got = body_of(one)
         assert got
         assert whole.startswith(got)
-    [rest] = members(stored(root, "n.tgz", b"not gzip at all"))
+    [rest] = recordings_in(stored(root, "n.tgz", b"not gzip at all"))
     with pytest.raises(RecordingError) as caught:
         body_of(rest)
     assert caught.value.reason is Reason.DAMAGED
@@ -302,17 +345,17 @@ def test_a_damaged_compressed_tar_gives_what_came_before(root: str) -> None:
 def test_a_container_that_was_replaced_or_removed_is_noticed(root: str) -> None:
     for name, mode in (("s.tar", "w"), ("s.tgz", "w:gz")):
         container = stored(root, name, tar_of(AUDIO, mode))
-        found = members(container)
+        found = recordings_in(container)
         storage.put(container.uri, tar_of({"other.wav": wave(9, 5000)}, mode))
         with pytest.raises(ChangedError, match="replaced since it was listed"):
-            members(container)
+            recordings_in(container)
         if mode == "w:gz":
             compressed._here.stream = (None, None)
             with pytest.raises(ChangedError):
                 body_of(found[0])
         storage.delete(container.uri)
         with pytest.raises(NotFoundError):
-            members(container)
+            recordings_in(container)
 
 
 # ---- Parquet ---------------------------------------------------------------------------------
@@ -347,7 +390,7 @@ def hugging_face(n: int) -> pa.Table:
 def test_rows_of_a_hugging_face_parquet(root: str) -> None:
     table = hugging_face(10)
     container = stored(root, "d/t.parquet", parquet_of(table, row_group_size=3), labels={"y": 1})
-    found = members(container)
+    found = recordings_in(container)
     assert [one.name for one in found] == [f"d/t.parquet/{n:09d}" for n in range(10)]
     assert [body_of(one) for one in found] == [wave(n, n) for n in range(10)]
     assert found[1].labels == {"y": 1, "label": 1, "site": None, "path": "1.wav"}
@@ -358,7 +401,9 @@ def test_rows_of_a_hugging_face_parquet(root: str) -> None:
 def test_a_column_of_another_name_and_plain_bytes(root: str) -> None:
     struct = pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])
     call = pa.array([{"bytes": b"1", "path": None}, None], struct)
-    found = members(stored(root, "t.parquet", parquet_of(pa.table({"call": call, "n": [1, 2]}))))
+    found = recordings_in(
+        stored(root, "t.parquet", parquet_of(pa.table({"call": call, "n": [1, 2]})))
+    )
     assert [one.source.column for one in found] == ["call.bytes"] * 2
     assert [one.labels for one in found] == [{"n": 1, "path": None}, {"n": 2, "path": None}]
     assert body_of(found[0]) == b"1"
@@ -366,49 +411,51 @@ def test_a_column_of_another_name_and_plain_bytes(root: str) -> None:
         body_of(found[1])
     assert caught.value.reason is Reason.EMPTY
     plain = pa.table({"id": [1], "flac": [b"2"]})
-    [one] = members(stored(root, "p.parquet", parquet_of(plain)))
+    [one] = recordings_in(stored(root, "p.parquet", parquet_of(plain)))
     assert (one.source.column, one.labels, body_of(one)) == ("flac", {"id": 1}, b"2")
 
 
 def test_a_parquet_without_audio_matters_only_where_it_was_asked_for(tmp_path: Path) -> None:
     body = parquet_of(pa.table({"uri": ["a.wav"], "site": ["n"]}))
-    assert members(stored(str(tmp_path), "t.parquet", body)) == []
+    assert recordings_in(stored(str(tmp_path), "t.parquet", body)) == []
     with pytest.raises(
         InputError,
         match=r"^t\.parquet: no column holds audio files; its columns are uri, site; exp",
     ):
-        members(stored(str(tmp_path), "t.parquet", body, is_named=True))
+        recordings_in(stored(str(tmp_path), "t.parquet", body, is_named=True))
 
 
 def test_several_audio_columns_are_not_guessed_between(tmp_path: Path) -> None:
     cell = pa.array([{"bytes": b"1"}], pa.struct([("bytes", pa.binary())]))
     body = parquet_of(pa.table({"left": cell, "right": cell}))
     with pytest.raises(InputError, match=r"audio could be in any of left, right"):
-        members(stored(str(tmp_path), "t.parquet", body))
+        recordings_in(stored(str(tmp_path), "t.parquet", body))
 
 
 def test_what_is_no_parquet_is_a_recording_that_will_fail(root: str) -> None:
     for body in (b"", b"PAR1nothing", parquet_of(hugging_face(3))[:-20]):
-        [one] = members(stored(root, "t.parquet", body, is_named=True))
+        [one] = recordings_in(stored(root, "t.parquet", body, is_named=True))
         assert (one.name, one.source.row) == ("t.parquet", None)
 
 
 def test_an_empty_parquet_holds_no_recordings(tmp_path: Path) -> None:
-    assert members(stored(str(tmp_path), "t.parquet", parquet_of(hugging_face(0)))) == []
+    assert recordings_in(stored(str(tmp_path), "t.parquet", parquet_of(hugging_face(0)))) == []
 
 
 def test_a_parquet_that_was_replaced_is_noticed(root: str) -> None:
     container = stored(root, "t.parquet", parquet_of(hugging_face(3)))
     storage.put(container.uri, parquet_of(hugging_face(200)))
     with pytest.raises(ChangedError):
-        members(container)
+        recordings_in(container)
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.parquet"])
 def test_a_link_to_nowhere_fails_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("annexed")
     (info,) = storage.list_objects(str(tmp_path))
-    (one,) = members(Container(name, info.uri, info.size_bytes, info.stamp, is_named=True))
+    (one,) = recordings_in(
+        Container(name, name, info.uri, info.size_bytes, info.stamp, is_named=True)
+    )
     assert one.name == name
     with pytest.raises(RecordingError, match="empty: a link whose target is not there"):
         open_source(one.source)

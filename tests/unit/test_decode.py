@@ -45,6 +45,12 @@ FORMATS = [
 ]
 
 
+def by_ffmpeg(body: bytes) -> np.ndarray:
+    """Return (n, channels) as FFmpeg decodes a file, left alone."""
+    with av.open(io.BytesIO(body)) as container:
+        return np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], axis=1).T
+
+
 def rate_for(subtype: str) -> int:
     return 48_000 if subtype == "OPUS" else RATE
 
@@ -61,6 +67,10 @@ def test_blocks_are_one_whole_read_bit_for_bit_and_any_stretch_is_its_slice(
     header, _ = probe(source)
     wave, ended, fault = decode(source)
     assert (ended, fault) == (True, None)
+    if header.decoder == "ffmpeg":
+        # Two decoders of lossy sound differ in the last bits; ours is FFmpeg, to the bit.
+        assert np.abs(wave - whole).max() < 1e-5
+        whole = by_ffmpeg(body)
     assert np.array_equal(wave, whole)
     assert header.n_samples == len(whole)
     for start, stop in ((0, 1), (1, 5001), (11_111, 22_222), (len(whole) - 7, None)):
@@ -109,7 +119,7 @@ def test_ffmpeg_keeps_the_level_rule(
     body = encode_av(container, codec, sample_format, planes[None])
     source = source_of(tmp_path / "a", body)
     header, _ = probe(source)
-    assert (header.decoder, header.rate_hz, header.channels) == ("pyav", RATE, 1)
+    assert (header.decoder, header.rate_hz, header.channels) == ("ffmpeg", RATE, 1)
     decoded, ended, fault = decode(source)
     assert (len(decoded), ended, fault) == (len(wave), True, None)
     step = 1 / 2**23 if codec == "pcm_s24le" else 0
@@ -122,8 +132,7 @@ def test_aac_in_m4a_is_decoded_in_place(tmp_path: Path) -> None:
     source = source_of(tmp_path / "a.m4a", encode_av("ipod", "aac", "fltp", wave[None]))
     header, _ = probe(source)
     assert (header.container, header.subtype, header.seekable) == ("M4A", "AAC", False)
-    assert header.is_estimate
-    assert header.n_samples == len(wave)
+    assert (header.n_samples, header.n_promised) == (len(wave), len(wave))
     decoded, _, _ = decode(source)
     lags = [
         float(np.dot(decoded[9000 + lag : 50_000 + lag, 0], wave[9000:50_000]))
@@ -141,7 +150,7 @@ def test_an_mp3_without_a_frame_count_is_decoded_to_its_end(tmp_path: Path) -> N
     source = source_of(tmp_path / "a.mp3", body)
     header, _ = probe(source)
     wave, ended, _ = decode(source)
-    assert (header.decoder, header.is_estimate, ended) == ("pyav", True, True)
+    assert (header.decoder, header.n_promised, ended) == ("ffmpeg", None, True)
     assert len(wave) >= RATE * 10
     assert np.array_equal(wave[:, 0], expected)
 
@@ -164,7 +173,7 @@ def test_chained_ogg_is_decoded_past_its_first_stream(
     source = source_of(tmp_path / "a.ogg", one + two)
     header, _ = probe(source)
     wave, ended, fault = decode(source)
-    assert (header.decoder, ended, fault) == ("pyav", True, None)
+    assert (header.decoder, ended, fault) == ("ffmpeg", True, None)
     # FFmpeg leaves up to one Vorbis block (128 samples) at the end of a stream that is not the last.
     n_more = len(wave) - sum(map(len, whole))
     assert 0 <= n_more <= 128
@@ -178,16 +187,16 @@ def test_a_truncated_flac_gives_every_sample_before_the_cut(tmp_path: Path) -> N
     whole, _ = sf.read(io.BytesIO(body), dtype="float32", always_2d=True)
     source = source_of(tmp_path / "a.flac", body[: len(body) // 2])
     header, _ = probe(source)
-    assert header.n_samples == 200_000
     wave, ended, fault = decode(source)
     assert 80_000 < len(wave) < 120_000
-    # libFLAC gives whole frames of 4096 samples.
+    # A FLAC has whole frames of 4096 samples; its header still has the length of the whole.
     assert len(wave) % 4096 == 0
+    assert (header.n_samples, header.n_promised) == (len(wave), 200_000)
     assert np.array_equal(wave, whole[: len(wave)])
     assert ended
     assert fault == "flac decoder lost sync"
     beyond, ended, fault = decode(source, 150_000, 160_000)
-    assert (len(beyond), ended, fault) == (0, True, "flac decoder lost sync")
+    assert (len(beyond), ended, fault) == (0, True, None)
 
 
 def test_a_damaged_flac_frame_costs_no_sample_of_the_stretches_around_it(tmp_path: Path) -> None:
@@ -196,9 +205,9 @@ def test_a_damaged_flac_frame_costs_no_sample_of_the_stretches_around_it(tmp_pat
     body[len(body) // 2] ^= 0xFF
     source = source_of(tmp_path / "a.flac", bytes(body))
     wave, ended, fault = decode(source)
-    assert np.array_equal(wave, whole[: len(wave)])
-    assert not ended
-    assert fault is not None
+    assert (len(wave), ended, fault) == (200_000, True, None)
+    (place,) = np.unique(np.flatnonzero((wave != whole).any(axis=1)) // 4096)
+    assert not wave[place * 4096 : (place + 1) * 4096].any()
     behind, _, fault = decode(source, 150_000, None)
     assert fault is None
     assert np.array_equal(behind, whole[150_000:])
@@ -209,7 +218,7 @@ def test_a_flac_that_does_not_know_its_length_is_decoded_to_its_end(tmp_path: Pa
     body[21] &= 0xF0
     body[22:26] = bytes(4)
     source = source_of(tmp_path / "a.flac", bytes(body))
-    assert probe(source)[0].n_samples is None
+    assert probe(source)[0].n_samples == 50_000
     wave, ended, fault = decode(source)
     assert (len(wave), ended, fault) == (50_000, True, None)
     assert np.array_equal(decode(source, 40_000, 41_000)[0], wave[40_000:41_000])
@@ -225,7 +234,7 @@ def test_a_truncated_file_gives_what_is_there(container: str, subtype: str, tmp_
     wave, ended, _ = decode(source_of(tmp_path / "a", body[: len(body) // 2]))
     assert 100_000 < len(wave) < 160_000
     assert ended
-    assert np.array_equal(wave, whole[: len(wave)])
+    assert np.abs(wave - whole[: len(wave)]).max() < (1e-5 if container != "WAV" else 1e-30)
 
 
 def test_numbers_that_are_none_pass_untouched(tmp_path: Path) -> None:

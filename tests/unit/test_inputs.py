@@ -38,6 +38,11 @@ def listing(uri: str | tuple[str, ...], **options: object) -> Listing:
     return list_input(InputConfig.model_validate({"uri": uri, **options}))
 
 
+def counts(found: Listing) -> dict[str, int]:
+    """Return how much was left out, by kind."""
+    return {kind: one["n"] for kind, one in found.left_out.to_json().items()}
+
+
 def names(uri: str | tuple[str, ...], **options: object) -> list[str]:
     return [one.name for one in listing(uri, **options).recordings]
 
@@ -49,7 +54,7 @@ def test_folder_gives_audio_by_extension_of_any_case_in_name_order(root: str) ->
     fill(root, "b.wav", "a/z.FLAC", "a/c.Mp3", "notes.txt", "c.wac", "noext", "b.WAV.bak")
     found = listing(root)
     assert [one.name for one in found.recordings] == ["a/c.Mp3", "a/z.FLAC", "b.wav", "c.wac"]
-    assert (found.n_other, found.n_hidden, found.root) == (3, 0, root)
+    assert (counts(found), found.root) == ({"not_audio": 3}, root)
     assert found.containers == []
     first = found.recordings[0]
     assert first.source.uri == f"{root}/a/c.Mp3"
@@ -67,7 +72,7 @@ def test_hidden_files_are_skipped_and_counted(root: str) -> None:
     fill(root, "a.wav", "._a.wav", ".trash/b.wav", "x/.c.wav", "~d.wav", "x~y/e.wav", "f.wav.tmp")
     found = listing(root)
     assert [one.name for one in found.recordings] == ["a.wav", "x~y/e.wav"]
-    assert (found.n_hidden, found.n_other) == (5, 0)
+    assert counts(found) == {"companion": 1, "unfinished": 4}
 
 
 def test_a_hidden_folder_above_the_root_hides_nothing(root: str) -> None:
@@ -87,7 +92,7 @@ def test_include_and_exclude_are_globs_below_the_root(root: str) -> None:
     assert names(root, include=["x/**"], exclude=["**/night/**"]) == ["x/b.WAV", "x/d.flac"]
     assert names(root, exclude=["**/*.wav"]) == ["x/d.flac"]
     assert names(root, include=["raw/*.dat"]) == ["raw/e.dat"]
-    assert listing(root, include=["x/**"]).n_other == 2
+    assert counts(listing(root, include=["x/**"])) == {"not_selected": 1, "not_audio": 1}
 
 
 def test_one_file_is_named_by_itself_whatever_its_extension(root: str) -> None:
@@ -254,7 +259,7 @@ def test_tars_are_containers_and_parquet_only_where_it_is_asked_for(root: str) -
     found = listing(root)
     assert [one.name for one in found.containers] == ["a.tar", "b.TAR.GZ", "c.tgz"]
     assert [one.name for one in found.recordings] == ["d.wav"]
-    assert found.n_other == 2
+    assert counts(found) == {"not_audio": 2}
     [asked] = listing(root, include=["*.parquet"]).containers
     assert (asked.name, asked.is_named) == ("metadata.parquet", True)
     [by_glob] = listing(f"{root}/*.parquet").containers
@@ -356,7 +361,7 @@ def test_manifest_rows_may_be_containers_and_pass_include_and_exclude(root: str)
     found = listing(".", manifest=table, exclude=["night/*"])
     assert [(one.name, one.labels) for one in found.containers] == [("a.tar", {"site": "n"})]
     assert [(one.name, one.labels) for one in found.recordings] == [("b.wav", {"site": "s"})]
-    assert found.n_other == 1
+    assert counts(found) == {"not_selected": 1}
 
 
 def test_rows_of_one_uri_collapse_unless_their_labels_differ(root: str) -> None:
@@ -426,8 +431,9 @@ def test_zero_matches_show_what_was_there(root: str) -> None:
     with pytest.raises(InputError) as caught:
         listing(root)
     assert str(caught.value) == (
-        f"no audio under {root}: 7 objects (3 .jpg, 2 .txt, 1 without extension, 1 hidden), none "
-        "ending in .wav .flac .mp3 .ogg …; set input.include or input.manifest"
+        f"no audio under {root}: 1 hidden or unfinished but named like audio (.hidden.wav), 6 not audio "
+        "(3 .jpg, 2 .txt, 1 without extension); nothing ends in .wav .flac .mp3 .ogg …; set "
+        "input.include or input.manifest"
     )
 
 
@@ -436,7 +442,8 @@ def test_zero_matches_of_include_name_the_globs(root: str) -> None:
     with pytest.raises(InputError) as caught:
         listing(root, include=["*.wav"], exclude=["y/*"])
     assert str(caught.value).endswith(
-        "2 objects (2 .wav), none selected by *.wav, not y/*; write **/*.wav to look into folders"
+        "2 not selected by include and exclude (x/a.wav, x/b.wav); nothing is selected by *.wav, "
+        "not y/*; write **/*.wav to look into folders"
     )
 
 
@@ -469,7 +476,7 @@ def test_time_grows_with_the_number_of_recordings_not_its_square(
 
     from bioembed_ray import storage
 
-    def many(uri: str, depth: int | None = None):
+    def many(uri: str, depth: int | None = None, enters: object = None):
         for n in range(200_000):
             key = f"{n % 100:03d}/{n:07d}.wav"
             yield storage.ObjectInfo(key, f"{uri}/{key}", 10, "stamp")

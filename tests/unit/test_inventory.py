@@ -7,15 +7,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from bioembed_ray import inventory, plan, versions
 from bioembed_ray.errors import ConfigError, InputError, Reason
+from bioembed_ray.inputs.left_out import Kind
 from bioembed_ray.inventory import Changes, recover
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Ledger
+from bioembed_ray.ledger.states import state_of
 from bioembed_ray.outcomes import PartOutcome
 from bioembed_ray.plan import Plan
+from bioembed_ray.schema import RECORDINGS
 from bioembed_ray.segments import Shard, Span, span_to_json
 from tests.unit.made_up_archive import WINDOWS, Archive, long_and_short, names_of, spans, tiles
 from tests.unit.references import FakeRegistry, header_of
@@ -314,8 +318,8 @@ def test_unreadable_recordings_are_not_read_again(archive: Archive) -> None:
     archive.add("notes.wav", Reason.UNSUPPORTED)
     archive.add("far.wav", Reason.STORAGE)
     found = archive.plan()
-    assert found.ledger.known["notes.wav"].status == "failed"
-    assert found.ledger.known["far.wav"].status == "pending"
+    assert state_of(found.ledger.known["notes.wav"], found.datasets) == "failed"
+    assert state_of(found.ledger.known["far.wav"], found.datasets) == "pending"
     assert names_of(found) == {"a.wav"}
     archive.run(found)
     archive.headers["far.wav"] = header_of(16_000)
@@ -332,7 +336,7 @@ def test_a_newer_reader_looks_again_at_what_an_older_one_refused(
     archive.add("a.wav")
     archive.add("odd.wav", Reason.UNSUPPORTED)
     archive.run(archive.plan())
-    monkeypatch.setattr(inventory, "READER_VERSION", 2)
+    monkeypatch.setattr(inventory, "READER_VERSION", inventory.READER_VERSION + 1)
     archive.headers["odd.wav"] = header_of(16_000)
     found = archive.plan()
     assert archive.probed == ["odd.wav"]
@@ -368,9 +372,99 @@ def test_containers_are_opened_once(archive: Archive) -> None:
     assert found.changes == Changes(n_changed=1)
 
 
+def stands(archive: Archive) -> dict[str, dict[str, object]]:
+    """Return name -> labels of what recordings/ says, through DuckDB."""
+    table = f"'{archive.output}/recordings/recordings.parquet'"
+    rows = duckdb.sql(f"SELECT * FROM {table} ORDER BY recording").fetchall()
+    titles = [one[0] for one in duckdb.sql(f"DESCRIBE {table}").fetchall()]
+    own = [place for place, title in enumerate(titles) if title not in RECORDINGS.names]
+    return {
+        row[titles.index("recording")]: {titles[place]: row[place] for place in own} for row in rows
+    }
+
+
+def test_exclude_reaches_into_containers_that_did_not_change(archive: Archive) -> None:
+    archive.add("z.wav")
+    (archive.input / "a.tar").write_text("one")
+    (archive.input / "b.tar").write_text("two")
+    archive.inside = {"a.tar": ["x.wav", "night/y.wav", "night/z.wav"], "b.tar": ["x.wav"]}
+    archive.run(archive.plan())
+    night = {"input": {"exclude": ["*/night/*"]}, "max_removed_fraction": 0.5}
+    found = archive.plan(**night)
+    assert (found.changes, archive.opened) == (Changes(n_removed=2), [])
+    assert found.listing.left_out.count(Kind.NOT_SELECTED) == 2
+    archive.run(found)
+    assert list(stands(archive)) == ["a.tar/x.wav", "b.tar/x.wav", "z.wav"]
+    # What was left out is known without opening it again.
+    found = archive.plan(**night)
+    assert (found.changes, found.todo, archive.opened) == (Changes(), [], [])
+    assert found.listing.left_out.examples[Kind.NOT_SELECTED] == [
+        "a.tar/night/y.wav",
+        "a.tar/night/z.wav",
+    ]
+    more = {"input": {"exclude": ["*/night/*", "b.tar/*"]}, "max_removed_fraction": 0.5}
+    found = archive.plan(**more)
+    assert (found.changes, archive.opened) == (Changes(n_removed=1), [])
+    # Without the globs what they hid is back; nothing was hidden in the other container.
+    found = archive.plan()
+    assert (found.changes, archive.opened) == (Changes(n_new=2), ["a.tar"])
+    archive.run(found)
+    assert len(stands(archive)) == 5
+
+
+def test_other_globs_open_a_container_of_which_something_was_excluded(archive: Archive) -> None:
+    (archive.input / "a.tar").write_text("one")
+    archive.inside = {"a.tar": ["night/y.wav", "day/x.wav", "dusk/x.wav"]}
+    archive.run(archive.plan(input={"exclude": ["*/night/*"]}))
+    found = archive.plan(input={"exclude": ["*/day/*"]}, max_removed_fraction=1)
+    assert archive.opened == ["a.tar"]
+    assert list(found.ledger.known) == ["a.tar/dusk/x.wav", "a.tar/night/y.wav"]
+
+
+def test_new_labels_of_a_container_reach_its_members(archive: Archive) -> None:
+    for name in ("a.tar", "b.tar"):
+        (archive.input / name).write_text(name)
+    archive.inside = {"a.tar": ["x.wav", "y.wav"], "b.tar": ["x.wav"]}
+    archive.beside = {"a.tar/y.wav": {"reef": "own", "call": "whistle"}}
+    table = archive.input.parent / "table.csv"
+    listed = {"input": {"manifest": str(table)}}
+    table.write_text("uri,reef,depth\na.tar,north,3\nb.tar,south,4\n")
+    archive.run(archive.plan(**listed))
+    assert stands(archive) == {
+        "a.tar/x.wav": {"reef": "north", "depth": 3, "call": None},
+        "a.tar/y.wav": {"reef": "own", "depth": 3, "call": "whistle"},
+        "b.tar/x.wav": {"reef": "south", "depth": 4, "call": None},
+    }
+    table.write_text("uri,reef,crew\na.tar,west,me\nb.tar,south,you\n")
+    found = archive.plan(**listed)
+    assert (found.changes, found.todo, archive.opened) == (Changes(), [], [])
+    ledger_file.save(found.job.output, found.ledger)
+    expected = {
+        "a.tar/x.wav": {"reef": "west", "crew": "me", "call": None},
+        # What stands beside a member counts more than what stands beside its container.
+        "a.tar/y.wav": {"reef": "own", "crew": "me", "call": "whistle"},
+        "b.tar/x.wav": {"reef": "south", "crew": "you", "call": None},
+    }
+    assert stands(archive) == expected
+    again = archive.plan(**listed)
+    assert (again.changes, archive.opened) == (Changes(), [])
+    ledger_file.save(again.job.output, again.ledger)
+    assert stands(archive) == expected
+
+
+def test_members_are_listed_again_where_the_root_of_their_names_moved(archive: Archive) -> None:
+    (archive.input / "sub").mkdir()
+    (archive.input / "sub" / "a.tar").write_text("one")
+    archive.inside = {"sub/a.tar": ["x.wav"], "a.tar": ["x.wav"]}
+    archive.run(archive.plan())
+    found = archive.plan(input={"uri": str(archive.input / "sub")}, max_removed_fraction=1)
+    assert archive.opened == ["a.tar"]
+    assert list(found.ledger.known) == ["a.tar/x.wav"]
+
+
 def test_containers_without_audio_are_an_error(archive: Archive) -> None:
     (archive.input / "a.tar").write_text("one")
-    with pytest.raises(InputError, match="1 tar or Parquet objects hold none"):
+    with pytest.raises(InputError, match="1 tar or Parquet objects hold none; left out: nothing"):
         archive.plan()
 
 

@@ -11,16 +11,17 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from bioembed_ray import schema
+from bioembed_ray import schema, summary
 from bioembed_ray.audio.metadata import Metadata
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import Reason
 from bioembed_ray.inputs.listing import Recording
 from bioembed_ray.ledger import ledger_file
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
+from bioembed_ray.ledger.states import state_of
 from bioembed_ray.outcomes import Failure, PartOutcome, SpanOutcome
 from bioembed_ray.segments import Shard, Span
-from bioembed_ray.windows import Coverage
 from tests.unit.references import header_of, source_named
 
 BEATS = Dataset("embeddings", "beats", "v1")
@@ -41,7 +42,9 @@ def outcome(
     dataset: Dataset, shard: Shard, coverage: Coverage | None = None, *failures: Failure
 ) -> PartOutcome:
     coverage = Coverage(embedded=1000) if coverage is None else coverage
-    spans = tuple(SpanOutcome(one.recording, one.promised, 0, 3, coverage) for one in shard.spans)
+    spans = tuple(
+        SpanOutcome(one.recording, one.planned, one.planned, 0, 3, coverage) for one in shard.spans
+    )
     failures = tuple(replace(failure, shard=shard.id) for failure in failures)
     return PartOutcome(dataset, shard.id, spans, failures)
 
@@ -89,12 +92,15 @@ def test_decoded_samples_are_known_once_every_piece_was_read(ledger: Ledger) -> 
     for shard in (first, second):
         ledger.assign(shard)
     entry = ledger.known["a.wav"]
-    assert (entry.n_decoded, entry.status) == (None, "pending")
+    assert (entry.n_decoded, state_of(entry, [BEATS])) == (None, "pending")
     ledger.absorb(outcome(BEATS, first))
     ledger.absorb(outcome(HUBERT, first))
-    assert (entry.n_decoded, entry.status) == (None, "pending")
+    assert (entry.n_decoded, state_of(entry, [BEATS])) == (None, "pending")
     ledger.absorb(outcome(BEATS, second))
-    assert (entry.n_decoded, entry.status) == (1000, "embedded")
+    assert (entry.n_decoded, state_of(entry, [BEATS])) == (1000, "embedded")
+    # Of another encoder's windows the second piece has none.
+    assert state_of(entry, [BEATS, HUBERT]) == state_of(entry, [HUBERT]) == "pending"
+    assert state_of(entry, []) == "pending"
 
 
 @pytest.mark.parametrize(
@@ -115,16 +121,77 @@ def test_status_says_what_became_of_the_samples(
     shard = Shard((span("a.wav"),))
     ledger.assign(shard)
     ledger.absorb(outcome(BEATS, shard, coverage))
-    assert ledger.known["a.wav"].status == status
+    assert state_of(ledger.known["a.wav"], [BEATS]) == status
+
+
+def read_back(folder: Path) -> list[tuple[str, str | None]]:
+    """Return (status, reason) of every recording, as DuckDB reads them."""
+    table = f"'{folder}/{ledger_file.RECORDINGS_KEY}'"
+    return duckdb.sql(f"SELECT status, reason FROM {table} ORDER BY recording").fetchall()
+
+
+def test_a_recording_that_a_new_version_mended_is_whole(ledger: Ledger, tmp_path: Path) -> None:
+    shards = [Shard((span(name),)) for name in ledger.known]
+    bad = Failure("a.wav", Reason.NONFINITE_VECTOR, "NaN", encoder="beats", version="v1")
+    mended = replace(BEATS, version="v2")
+    for shard in shards:
+        ledger.assign(shard)
+        is_bad = shard.spans[0].recording == "a.wav"
+        partly = Coverage(embedded=600, failed=400) if is_bad else None
+        ledger.absorb(outcome(BEATS, shard, partly, *([bad] if is_bad else [])))
+    ledger.want([BEATS])
+    ledger_file.save(str(tmp_path), ledger)
+    assert read_back(tmp_path) == [
+        ("partial", "nonfinite_vector"),
+        ("embedded", None),
+        ("embedded", None),
+    ]
+    # The new version is wanted and not there yet; rows that rest are judged like objects.
+    resting = ledger_file.load(str(tmp_path))
+    assert resting is not None
+    assert resting.wanted == (BEATS,)
+    assert resting.states() == {"partial": 1, "embedded": 2}
+    assert summary.reasons(resting) == {"nonfinite_vector": 1}
+    resting.want([mended])
+    assert resting.states() == {"pending": 3}
+    ledger_file.save(str(tmp_path), resting)
+    assert resting.known.active == {}
+    assert read_back(tmp_path) == [("pending", None)] * 3
+    found = ledger_file.load(str(tmp_path))
+    assert found is not None
+    for shard in shards:
+        found.absorb(outcome(mended, shard))
+    ledger_file.save(str(tmp_path), found)
+    assert read_back(tmp_path) == [("embedded", None)] * 3
+    assert (found.states(), summary.reasons(found)) == ({"embedded": 3}, {})
+    # What became of the old version is kept beside it.
+    assert [failure.version for failure in found.failures] == ["v1"]
+    again = ledger_file.load(str(tmp_path))
+    assert again is not None
+    again.want([BEATS])
+    assert again.states() == {"partial": 1, "embedded": 2}
+
+
+def test_a_recording_that_one_of_two_encoders_failed_on_is_partly_there(ledger: Ledger) -> None:
+    shard = Shard((span("a.wav"),))
+    ledger.assign(shard)
+    ledger.absorb(outcome(BEATS, shard, Coverage(failed=1000)))
+    ledger.absorb(outcome(HUBERT, shard))
+    # Frames and tokens come of the same samples.
+    ledger.absorb(outcome(HUBERT_FRAMES, shard, Coverage(failed=1000)))
+    entry = ledger.known["a.wav"]
+    assert state_of(entry, [BEATS]) == "failed"
+    assert state_of(entry, [HUBERT, HUBERT_FRAMES]) == "embedded"
+    assert state_of(entry, [BEATS, HUBERT]) == "partial"
 
 
 def test_a_recording_that_never_opened_failed_or_waits(ledger: Ledger) -> None:
     entry = ledger.known["a.wav"]
     entry.header = None
     entry.failure = Failure("a.wav", Reason.UNSUPPORTED, "no")
-    assert entry.status == "failed"
+    assert state_of(entry, [BEATS]) == "failed"
     entry.failure = Failure("a.wav", Reason.STORAGE, "no")
-    assert entry.status == "pending"
+    assert state_of(entry, [BEATS]) == "pending"
     assert [failure.recording for failure in ledger.all_failures()] == ["a.wav"]
 
 
@@ -182,15 +249,16 @@ def full(name: str, **labels: object) -> Known:
         2,
         n_promised=5,
         patches=((4, b"\x00\xff"), (40, b"ab")),
-        is_estimate=True,
+        slack=7,
+        flaw="no end-of-stream page",
         container="FLAC",
     )
     at = datetime(2023, 5, 12, 4, 30, 0, 123000, tzinfo=timezone(timedelta(hours=-4)))
     metadata = Metadata(at, "AudioMoth 1", "Straße 1", -12.5, 130.25, 10.0)
     pieces = [Piece("s1", 0, 100), Piece("s2", 100, None)]
     outcomes = {
-        (BEATS, "s1"): SpanOutcome(name, 100, 1, 2, Coverage(90, 5, 3, 2)),
-        (HUBERT_FRAMES, "s2"): SpanOutcome(name, 50, 0, 0, Coverage(0, 0, 50, 0)),
+        (BEATS, "s1"): SpanOutcome(name, 95, 100, 1, 2, Coverage(90, 5, 3, 2)),
+        (HUBERT_FRAMES, "s2"): SpanOutcome(name, 50, 50, 0, 0, Coverage(0, 0, 50, 0)),
     }
     return Known(recording, header, metadata, None, pieces, outcomes)
 
@@ -354,7 +422,7 @@ def test_recordings_are_written_again_only_where_something_is_another(
         {"a.wav": known("a.wav", site="a.wav").recording, "b.wav": changed.get(change, one)}
     )
     if change == "look":
-        assert found.known["a.wav"].status == "pending"
+        assert state_of(found.known["a.wav"], [BEATS]) == "pending"
     ledger_file.save(str(tmp_path), found)
     assert (path.stat().st_mtime_ns == before) == (change == "nothing")
     again = ledger_file.load(str(tmp_path))

@@ -76,7 +76,8 @@ def test_plan_says_what_is_there_and_what_is_to_do(
     version = plan.encoders[0].outputs[0].embeddings.version
     assert list(describe_plan(plan)) == [
         "input      3 recordings, 0.0200 h of audio, 1 unreadable",
-        "           3 new, 0 changed, 0 removed, 1 hidden files skipped",
+        "           3 new, 0 changed, 0 removed",
+        "left out   1 companions of macOS (._0.wav)",
         "to do      2 of 2 shards, 0.0200 h of audio",
         f"fake       version {version}: 144 windows, 144 to compute (local, sha256 w0)",
         "           2 recordings (2 new, 0 changed, 0 that stood), 0.0200 h of audio",

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.errors import Reason
 from bioembed_ray.outcomes import outcome_from_json, outcome_to_json
 from bioembed_ray.segments import Span
-from bioembed_ray.windows import Coverage
 from tests.unit.audio_samples import wav
 from tests.unit.one_shard import RATE, one_shard, part_of, small_archive, spans_of
 from tests.unit.references import (
@@ -213,7 +213,7 @@ def test_a_span_without_a_promise_owes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archive: Path
 ) -> None:
     span = span_of(archive / "a.wav")
-    header = replace(span.header, n_samples=9999, n_promised=9999, is_estimate=True)
+    header = replace(span.header, n_samples=9999, n_promised=None)
     receipt, _, _ = one_shard(
         monkeypatch, tmp_path / "out", [replace(span, header=header)], window_encoder()
     )
@@ -240,8 +240,8 @@ def test_a_recording_cut_off_before_its_last_spans(
     assert outcome.spans[2].coverage == Coverage(failed=20_000)
     details = [failure.detail.partition(" (")[0] for failure in outcome.failures]
     assert details == [
-        f"header promises 30.000 s, data end at {n / RATE:.3f} s; embedded up to there",
-        "header promises 50.000 s, data end before 30.000 s",
+        f"header promises 60.000 s, data end at {n / RATE:.3f} s; embedded up to there",
+        "header promises 60.000 s, data end before 30.000 s",
         "header promises 60.000 s, data end before 50.000 s",
     ]
     rows = pq.read_table(part_of(tmp_path / "out", outcome)).num_rows

@@ -158,10 +158,10 @@ def test_a_newer_reader_does_failed_shards_again_and_then_no_more(
     }
     archive.run(first, reason=Reason.TRUNCATED, **about)
     assert archive.plan().todo == []
-    monkeypatch.setattr(plan, "READER_VERSION", 2)
+    monkeypatch.setattr(plan, "READER_VERSION", versions.READER_VERSION + 1)
     found = archive.plan()
     assert len(found.todo) == len(first.todo)
-    archive.run(found, reason=Reason.TRUNCATED, reader_version=2, **about)
+    archive.run(found, reason=Reason.TRUNCATED, reader_version=versions.READER_VERSION + 1, **about)
     assert archive.plan().todo == []
 
 
@@ -175,7 +175,7 @@ def test_failures_of_an_encoder_that_nobody_wants_any_more_start_nothing(
     archive.run(first, reason=Reason.NONFINITE_VECTOR, **about)
     archive.registry.digests["fake"] = "w1"
     archive.run(archive.plan())
-    monkeypatch.setattr(plan, "READER_VERSION", 2)
+    monkeypatch.setattr(plan, "READER_VERSION", versions.READER_VERSION + 1)
     assert archive.plan().todo == []
 
 

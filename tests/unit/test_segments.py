@@ -71,8 +71,19 @@ def test_a_promise_counts_even_where_the_file_was_cut_off() -> None:
     header = header_of(1000, n_promised=5000)
     source = source_named("a.wav")
     assert Span("a.wav", source, header, 600, None).promised == 4400
+    assert Span("a.wav", source, header, 600, None).planned == 400
     assert Span("a.wav", source, header, 0, 600).promised == 600
+    assert Span("a.wav", source, header, 0, 600).missing(500) == 100
     assert Span("a.wav", source, header_of(None), 0, None).promised == 0
+    assert Span("a.wav", source, header_of(None), 0, None).missing(0) == 0
+
+
+def test_a_rounded_promise_is_kept_by_what_is_nearly_as_long() -> None:
+    header = header_of(1000, n_promised=1000, slack=50)
+    source = source_named("a.mka")
+    assert Span("a.mka", source, header, 0, None).missing(950) == 0
+    assert Span("a.mka", source, header, 0, None).missing(949) == 51
+    assert Span("a.mka", source, header, 600, None).missing(350) == 0
 
 
 def test_each_channel_costs_as_much_as_a_recording() -> None:
@@ -114,6 +125,18 @@ def test_gaps_between_pieces_of_older_shards_are_found() -> None:
     assert cut_gaps(bounds, [(0, 100), (200, None)]) == [(100, 200)]
     assert cut_gaps(bounds, [(50, 150)]) == [(0, 50), (150, 200), (200, None)]
     assert cut_gaps(bounds, [(0, None)]) == []
+
+
+def test_two_gaps_of_a_recording_never_share_a_shard() -> None:
+    """What became of a recording in a shard is accounted for under its name."""
+    gaps: list[tuple[int, int | None]] = [(0, 100), (200, 300), (300, None)]
+    other = ("b.wav", source_named("b.wav"), header_of(1000), [(0, None)])
+    loose = [("a.wav", source_named("a.wav"), header_of(1000), gaps), other]
+    found = list(form_shards(loose, CUTTING))
+    assert [[(s.recording, s.start, s.stop) for s in shard.spans] for shard in found] == [
+        [("a.wav", 0, 100)],
+        [("a.wav", 200, None), ("b.wav", 0, None)],
+    ]
 
 
 SPAN = Span("a.wav", source_named("a.wav"), header_of(1000), 0, None)

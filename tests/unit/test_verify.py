@@ -152,7 +152,9 @@ def test_a_missing_window_is_seen(output: Path) -> None:
 def test_a_window_that_stands_twice_is_seen(output: Path) -> None:
     path = part(output)
     rewrite(path, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
-    assert lines(output) == [f"{below(output, path)}: a.wav: windows stand more than once"]
+    assert lines(output) == [
+        f"{below(output, path)}: a.wav channel 0: windows stand more than once"
+    ]
 
 
 def test_a_moved_window_is_seen(output: Path) -> None:

@@ -7,16 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from bioembed_ray.coverage import Coverage, coverage
 from bioembed_ray.encoders.base import FrameGrid
-from bioembed_ray.windows import (
-    Clock,
-    Coverage,
-    WindowRule,
-    blocks,
-    coverage,
-    valid_samples,
-    window_starts,
-)
+from bioembed_ray.windows import Clock, WindowRule, blocks, valid_samples, window_starts
 from tests.unit.references import ODD_RATES, starts_by_loop
 
 DAY_S = 86_400
