@@ -69,7 +69,7 @@ def carry_part(output: str, carry: Carry, names: Collection[str]) -> PartOutcome
         names: The recordings of the new part.
 
     Raises:
-        BrokenOutput: the old part cannot be read.
+        BrokenOutput: the old part cannot be read, or holds other rows than it says.
         StorageError: reading or writing failed.
     """
     try:
@@ -89,6 +89,12 @@ def carry_part(output: str, carry: Carry, names: Collection[str]) -> PartOutcome
     }
     stay = pc.is_in(table.column("recording"), pa.array(sorted(names), pa.string()))
     table = table.filter(stay)
+    n_rows = sum(span.n_rows for span in outcome.spans)
+    if table.num_rows != n_rows:
+        raise BrokenOutput(
+            f"{carry.source.uri}: holds {table.num_rows} rows of recordings that stay, and says "
+            f"{n_rows}; delete it and run again"
+        )
     body = parts.file_bytes(table, facts)
     storage.put(parts.part_uri(output, carry.dataset, carry.shard), body)
     return outcome

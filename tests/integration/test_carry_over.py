@@ -153,7 +153,9 @@ def everything(output: Path) -> dict[str, Any]:
             parts[f"{prefix}/{path.name}"] = (told, bits(table))
     known = oracles.recordings(output)
     for row in known.values():
-        row["outcomes"].sort(key=repr)
+        # Frames kept for a fit are gone, and a ledger that was lost does not know that they were.
+        lasting = [one for one in row["outcomes"] if one["table"] != "fit_frames"]
+        row["outcomes"] = sorted(lasting, key=repr)
     return {
         "parts": parts,
         "recordings": known,
