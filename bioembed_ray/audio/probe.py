@@ -28,7 +28,7 @@ _SEEKABLE_SUBTYPES = frozenset(
 _MPEG_TAGS = frozenset({0x50, 0x55})
 _IMA_ADPCM_TAG = 0x11
 # No recorder of sound is slower, and one sample a second would become hours at an encoder's rate.
-LEAST_RATE_HZ = 10
+LEAST_RATE_HZ = 40
 # A file may lack this many times what is there before its header is held to be wrong.
 _MOST_TIMES = 1000
 
