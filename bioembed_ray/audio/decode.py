@@ -51,6 +51,8 @@ class Blocks:
         self.ended = False
         self.fault: str | None = None
         self.holes: list[tuple[int, int]] = []
+        # The sample behind which a FLAC was damaged last, and the frame that was tried from there.
+        self._after, self._resumed = -1, flac.Frame(0, -1, 0)
 
     def __iter__(self) -> Iterator[Block]:
         """Yield (n, channels) float32 blocks, C-contiguous.
@@ -159,10 +161,17 @@ class Blocks:
                 return self._open_packets()
             file = open_source(self._source)
             info = self._flac_info(file)
-            frame = None if info is None else flac.resume(file, info, reader.byte, reader.position)
-            most = self._header.n_samples or 0
-            if info is None or frame is None or frame.sample >= most:
+            if info is None:
                 return None
+            if reader.position > self._resumed.sample:
+                after, byte = reader.position, flac.shortly_before(info, reader.byte)
+            else:
+                # Nothing came of the last frame: it was none, and its position is not to be trusted.
+                after, byte = self._after, self._resumed.byte + 1
+            frame = flac.next_frame(file, info, byte, after, self._header.n_samples)
+            if frame is None:
+                return None
+            self._after, self._resumed = after, frame
             return self._from_frame(info, frame)
         except RefusedError:
             return None

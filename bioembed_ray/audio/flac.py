@@ -119,8 +119,10 @@ def true_end(file: ByteFile, info: StreamInfo) -> int | None:
         width *= 4
 
 
-def next_frame(file: ByteFile, info: StreamInfo, byte: int, after: int = -1) -> Frame | None:
-    """Return the first frame from a byte on that starts behind sample `after`.
+def next_frame(
+    file: ByteFile, info: StreamInfo, byte: int, after: int = -1, before: int | None = None
+) -> Frame | None:
+    """Return the first frame from a byte on that starts behind sample `after`, and before another.
 
     Raises:
         StorageError: the store refused.
@@ -129,7 +131,7 @@ def next_frame(file: ByteFile, info: StreamInfo, byte: int, after: int = -1) -> 
     while byte < file.size:
         body = file.read_at(byte, SCAN_BYTES)
         for frame in _frames_in(body, info):
-            if frame.sample > after:
+            if frame.sample > after and (before is None or frame.sample < before):
                 return Frame(byte + frame.byte, frame.sample, frame.n_samples)
         if len(body) < SCAN_BYTES:
             return None
@@ -158,20 +160,10 @@ def locate(file: ByteFile, info: StreamInfo, sample: int) -> Frame | None:
     return found
 
 
-def resume(file: ByteFile, info: StreamInfo, byte: int, sample: int) -> Frame | None:
-    """Return the first frame that starts behind a sample, looked for a little before a byte.
-
-    Args:
-        file: The file.
-        info: Its header.
-        byte: Where a decoder stopped reading.
-        sample: Where the frame starts that it could not decode.
-
-    Raises:
-        StorageError: the store refused.
-    """
+def shortly_before(info: StreamInfo, byte: int) -> int:
+    """Return a byte from which the frame is found that a decoder was in when it had read to `byte`."""
     largest = int.from_bytes(info.body[7:10], "big") or LARGEST_FRAME
-    return next_frame(file, info, max(info.audio, byte - 2 * largest - SCAN_BYTES), sample)
+    return max(info.audio, byte - 2 * largest - SCAN_BYTES)
 
 
 def from_frame(info: StreamInfo, frame: Frame) -> tuple[int, Patches]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.signal import fftconvolve
 
-from bioembed_ray.audio.decode import native_blocks
+from bioembed_ray.audio import flac
+from bioembed_ray.audio.decode import native_blocks, open_source
 from bioembed_ray.audio.holes import hole_samples
 from bioembed_ray.audio.probe import Header, probe
 from bioembed_ray.errors import RecordingError
@@ -134,3 +135,32 @@ def test_damage_costs_the_damaged_stretch_and_is_told(name: str, tmp_path: Path)
         TABLE.write_text("\n".join(sorted([*kept, *found])) + "\n")
     expected = [line for line in TABLE.read_text().splitlines() if line[:11].rstrip() == name]
     assert sorted(found) == expected
+
+
+def test_damage_inside_an_object_of_many_is_that_of_the_file_alone(tmp_path: Path) -> None:
+    body = bytearray(FORMATS["flac"][2]())
+    for place in (0.2, 0.5, 0.53, 0.9):
+        body[int(len(body) * place)] ^= 0x55
+    alone = heard(source_of(tmp_path / "a.flac", bytes(body)))
+    packed = source_of(tmp_path / "a.tar", bytes(5000) + bytes(body) + bytes(7000))
+    inside = heard(replace(packed, size_bytes=len(body), offset=5000))
+    assert len(alone.holes) == 4
+    assert inside.holes == alone.holes
+    np.testing.assert_array_equal(inside.wave, alone.wave)
+
+
+def test_bytes_that_look_like_a_frame_of_flac_move_nothing(tmp_path: Path) -> None:
+    body = bytearray(FORMATS["flac"][2]())
+    whole = heard(source_of(tmp_path / "a", bytes(body)))
+    # The header of a late frame inside a damaged early one.
+    file = open_source(whole.source)
+    info = flac.read_info(file, 0)
+    assert info is not None
+    late = flac.locate(file, info, len(whole.wave) - 10_000)
+    early = flac.locate(file, info, 50_000)
+    assert late is not None and early is not None
+    body[early.byte + 100 : early.byte + 116] = body[late.byte : late.byte + 16]
+    found = heard(source_of(tmp_path / "b", bytes(body)))
+    assert found.holes == ((early.sample, early.sample + 4096),)
+    rest = slice(early.sample + 4096, None)
+    np.testing.assert_array_equal(found.wave[rest], whole.wave[rest])
