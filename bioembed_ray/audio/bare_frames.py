@@ -40,6 +40,7 @@ class BareFrames:
         # Frames that a Xing header counts; junk by the number of frames before it.
         self._n_counted: int | None = None
         self._junk: dict[int, int] | None = None
+        self._behind: dict[int, tuple[int, int]] | None = None
         file = again()
         self._size = file.size
         if demuxer == "mp3":
@@ -110,12 +111,27 @@ class BareFrames:
         """Return how many frames the bytes were: by the file's own count, else by the mean length."""
         mean = self._good_bytes / self._n_good
         guess = max(1, round(self._lost_bytes / mean))
-        if self._n_counted is None or packet.pos is None:
+        after = self._behind_junk(packet)
+        if self._n_counted is None or after is None:
             return guess
-        sizes = list(mpeg.walk(self._again(), packet.pos, self._length_at))
-        n_after = sizes.count(0) + round(sum(sizes) / mean)
+        n_after = after[0] + round(after[1] / mean)
         exact = self._n_counted - n_after - (self._n_good - 1 + self._n_filled)
         return exact if abs(exact - guess) <= 2 + guess // 2 else guess
+
+    def _behind_junk(self, packet: av.Packet) -> tuple[int, int] | None:
+        """Return (frames, bytes of further junk) from a packet that follows junk to the end of the file."""
+        if self._n_counted is None or packet.pos is None:
+            return None
+        if self._behind is None:
+            found, n_frames, n_junk = {}, 0, 0
+            for byte, size in mpeg.walk(self._again(), self._stop - packet.size, self._length_at):
+                if n_frames == 0 or size:
+                    found[byte] = n_frames, n_junk + size
+                n_frames, n_junk = n_frames + (not size), n_junk + size
+            self._behind = {
+                byte: (n_frames - before, n_junk - junk) for byte, (before, junk) in found.items()
+            }
+        return self._behind.get(packet.pos)
 
     def _length_at(self, body: bytes, place: int) -> int:
         frame = mpeg.frame_at(body, place)
@@ -141,7 +157,7 @@ class BareFrames:
         """Enter the bytes that FFmpeg's AAC demuxer stepped over, without a word, before this packet."""
         if self._junk is None:
             self._junk, n_frames = {}, 0
-            for size in mpeg.walk(self._again(), 0, mpeg.adts_length):
+            for _, size in mpeg.walk(self._again(), 0, mpeg.adts_length):
                 if size:
                     self._junk[n_frames] = size
                 n_frames += not size

@@ -164,7 +164,8 @@ class Blocks:
             if info is None:
                 return None
             if reader.position > self._resumed.sample:
-                after, byte = reader.position, flac.shortly_before(info, reader.byte)
+                after = reader.position
+                byte = max(self._resumed.byte, flac.shortly_before(info, reader.byte))
             else:
                 # Nothing came of the last frame: it was none, and its position is not to be trusted.
                 after, byte = self._after, self._resumed.byte + 1

@@ -162,7 +162,7 @@ def locate(file: ByteFile, info: StreamInfo, sample: int) -> Frame | None:
 
 def shortly_before(info: StreamInfo, byte: int) -> int:
     """Return a byte from which the frame is found that a decoder was in when it had read to `byte`."""
-    largest = int.from_bytes(info.body[7:10], "big") or LARGEST_FRAME
+    largest = min(int.from_bytes(info.body[7:10], "big") or LARGEST_FRAME, LARGEST_FRAME)
     return max(info.audio, byte - 2 * largest - SCAN_BYTES)
 
 

@@ -103,8 +103,10 @@ def xing_count(body: bytes, place: int) -> int | None:
     return count if flags & 1 else None
 
 
-def walk(file: ByteFile, byte: int, length_at: Callable[[bytes, int], int]) -> Iterator[int]:
-    """Yield, from a byte to the end, 0 for every whole frame and the size of what lies between two.
+def walk(
+    file: ByteFile, byte: int, length_at: Callable[[bytes, int], int]
+) -> Iterator[tuple[int, int]]:
+    """Yield (byte, 0) for every whole frame from a byte on, (its end, its size) for what is between two.
 
     Args:
         file: The file.
@@ -121,15 +123,15 @@ def walk(file: ByteFile, byte: int, length_at: Callable[[bytes, int], int]) -> I
         length = length_at(body, byte - base)
         if length and byte + length <= file.size:
             if n_junk:
-                yield n_junk
-            yield 0
+                yield byte, n_junk
+            yield byte, 0
             n_junk, byte = 0, byte + length
             continue
         found = body.find(b"\xff", byte - base + 1)
         stop = max(byte + 1, base + (found if found >= 0 else len(body)))
         n_junk, byte = n_junk + stop - byte, stop
     if n_junk:
-        yield n_junk
+        yield byte, n_junk
 
 
 def adts_length(head: bytes, place: int = 0) -> int:

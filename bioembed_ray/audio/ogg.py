@@ -16,6 +16,8 @@ WALK_BYTES = 1 << 20
 # A packet of sound is a few kB; comments with pictures may be some MB.
 LARGEST_PACKET = 64 << 20
 SCAN_BYTES = 256 << 10
+# Places in a row that look like a page and are none, each of which costs a checksum.
+MOST_BAD_PAGES = 2000
 # A file that says to be this many times longer than its first page lets expect is not believed.
 MOST_TIMES = 20
 
@@ -82,15 +84,16 @@ def pages(file: ByteFile, start: int) -> Iterator[tuple[Page, bytes, bool]]:
         StorageError: the store refused.
     """
     position, is_behind_damage = start, False
-    while position < file.size:
+    n_bad = 0
+    while position < file.size and n_bad < MOST_BAD_PAGES:
         page = page_at(file, position)
         if page is not None:
             body = file.read_at(page.start, page.stop - page.start)
             if is_intact(body):
                 yield page, body[27 + len(page.sizes) :], is_behind_damage
-                position, is_behind_damage = page.stop, False
+                position, is_behind_damage, n_bad = page.stop, False, 0
                 continue
-        is_behind_damage = True
+        is_behind_damage, n_bad = True, n_bad + 1
         while True:
             position += 1
             scanned = file.read_at(position, SCAN_BYTES)
@@ -154,7 +157,9 @@ def last_page(file: ByteFile, start: int, is_timed: bool = False) -> Page | None
     first = max(start, file.size - 2 * PAGE_BYTES)
     tail = file.read_at(first, file.size - first)
     place = tail.rfind(b"OggS\0")
-    while place >= 0:
+    for _ in range(MOST_BAD_PAGES):
+        if place < 0:
+            break
         page = page_at(file, first + place)
         if (
             page is not None

@@ -19,6 +19,8 @@ from bioembed_ray.audio.readers import Block, RefusedError
 
 # The most samples per channel that a byte can hold: silence at the codec's least bit rate.
 _MOST_PER_BYTE = {"opus": 768, "vorbis": 2048, "flac": 6000, "speex": 640}
+# Samples of all channels in a page; an encoder puts a second or two into one.
+MOST_VALUES = 1 << 26
 # An encoder leaves out packets of silence (Opus sends one each 0.4 s), a live stream drops some.
 LONGEST_PAUSE_S = 10
 
@@ -174,6 +176,9 @@ class OggReader:
                     self._take_header(stream, packet)
                 elif len(packet):
                     frames += stream.decode(packet)
+                if _n_values(frames) > MOST_VALUES:
+                    self.fault = "a page of more sound than any encoder writes"
+                    return
             if not frames:
                 continue
             if not self.rate_hz:
@@ -259,6 +264,11 @@ class OggReader:
     def close(self) -> None:
         """Free the decoder."""
         self._stretches = iter(())
+
+
+def _n_values(frames: list[av.AudioFrame]) -> int:
+    """Return about how many samples of all channels some frames hold."""
+    return len(frames) * frames[-1].samples * frames[-1].layout.nb_channels if frames else 0
 
 
 def _begin(page: Page, body: bytes) -> _Stream | None:
