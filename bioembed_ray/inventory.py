@@ -16,7 +16,7 @@ from bioembed_ray.datasets import Dataset
 from bioembed_ray.errors import ConfigError, InputError, Reason, RecordingError
 from bioembed_ray.inputs.inside import Opened, as_known
 from bioembed_ray.inputs.left_out import Kind, LeftOut
-from bioembed_ray.inputs.listing import Container, Listing, Recording, unique
+from bioembed_ray.inputs.listing import Container, Listing, Recording, unique, unknown
 from bioembed_ray.ledger.ledger import Known, Ledger, Piece
 from bioembed_ray.outcomes import Failure, PartOutcome
 from bioembed_ray.segments import cut_gaps, id_of_json, span_stamp
@@ -99,11 +99,16 @@ def _opened(listing: Listing, ledger: Ledger, members: Members) -> Iterator[Open
             yield known
     watch = StoreWatch()
     for opened in members(list(closed.values())) if closed else ():
-        uri = closed.pop(opened.name).uri
-        watch.note(None if opened.refusal is None else uri)
-        yield opened
+        container = closed.pop(opened.name)
+        watch.note(None if opened.refusal is None else container.uri)
+        yield opened if opened.refusal is None else _refused(container, opened.refusal)
     crash = RecordingError(Reason.CRASHED, "listing what it holds killed the worker")
-    yield from (Opened(name, [], LeftOut(), crash) for name in closed)
+    yield from (_refused(container, crash) for container in closed.values())
+
+
+def _refused(container: Container, why: RecordingError) -> Opened:
+    error = unknown(why.reason, why.detail, container.below)
+    return Opened(container.name, [], LeftOut(), error)
 
 
 def _is_out_of_reach(listing: Listing, recording: Recording) -> bool:

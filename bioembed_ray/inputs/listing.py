@@ -172,7 +172,9 @@ def _selected(config: InputConfig, found: Iterable[Found], root: str, left_out: 
             left_out.add(Kind.NOT_SELECTED, one.below)
         elif is_lost:
             left_out.add(Kind.UNREADABLE, one.below)
-            listing.unreadable[f"{name}/" if is_folder else name] = _lost(one, is_folder)
+            why, glob = one.info.stamp.removeprefix(UNREADABLE), one.below + "**" * is_folder
+            error = unknown(Reason.STORAGE, why, glob)
+            listing.unreadable[f"{name}/" if is_folder else name] = error
         elif kind == "audio":
             source = Source(one.info.uri, one.info.stamp, one.info.size_bytes)
             listing.recordings.append(Recording(name, source, one.labels))
@@ -187,12 +189,10 @@ def _selected(config: InputConfig, found: Iterable[Found], root: str, left_out: 
     return listing
 
 
-def _lost(one: Found, is_folder: bool) -> RecordingError:
-    """Return why a folder or link cannot be read, and what to do about it."""
-    why = one.info.stamp.removeprefix(UNREADABLE)
-    glob = f"{one.below}**" if is_folder else one.below
-    detail = f"{why}; what lies there is not known. Make it readable, or set input.exclude: {glob}"
-    return RecordingError(Reason.STORAGE, detail)
+def unknown(reason: Reason, why: str, glob: str) -> RecordingError:
+    """Return why something that may hold recordings cannot be read, and what to do about it."""
+    detail = f"{why}; what it holds is not known. Make it readable, or set input.exclude: {glob}"
+    return RecordingError(reason, detail)
 
 
 def unique(recordings: Iterable[Recording]) -> list[Recording]:

@@ -222,9 +222,13 @@ class Ledger:
         self.failures = [f for f in self.failures if f.shard is not None] + failures
 
     def waiting(self) -> list[Failure]:
-        """Return why a later run has to look again: recordings that did not open, and what was unreadable."""
-        unreadable = (failure for failure in self.failures if failure.shard is None)
-        return [f for f in (*self.unopened(), *unreadable) if f.reason.is_transient]
+        """Return why a later run has to look again: recordings that did not open, and what is unreadable.
+
+        How much sound is missing in a folder or tar that nobody can read is not known, so that it is
+        waited for whatever the reason.
+        """
+        unopened = [failure for failure in self.unopened() if failure.reason.is_transient]
+        return unopened + [failure for failure in self.failures if failure.shard is None]
 
     def outdated(self, reader_version: int, datasets: Iterable[Dataset]) -> set[str]:
         """Return shards with a permanent failure that an older reader reported.

@@ -413,6 +413,19 @@ def test_exclude_reaches_into_containers_that_did_not_change(archive: Archive) -
     assert len(stands(archive)) == 5
 
 
+def test_include_chooses_containers_as_a_whole(archive: Archive) -> None:
+    for name in ("a.tar", "b.tar"):
+        (archive.input / name).write_text(name)
+    archive.inside = {"a.tar": ["x.wav", "y.flac"], "b.tar": ["x.wav"]}
+    archive.run(archive.plan())
+    found = archive.plan(input={"include": ["a.*"]}, max_removed_fraction=0.5)
+    assert (found.changes, archive.opened) == (Changes(n_removed=1), [])
+    assert list(found.ledger.known) == ["a.tar/x.wav", "a.tar/y.flac"]
+    assert found.listing.left_out.examples[Kind.NOT_SELECTED] == ["b.tar"]
+    archive.run(found)
+    assert (archive.plan().changes, archive.opened) == (Changes(n_new=1), ["b.tar"])
+
+
 def test_other_globs_open_a_container_of_which_something_was_excluded(archive: Archive) -> None:
     (archive.input / "a.tar").write_text("one")
     archive.inside = {"a.tar": ["night/y.wav", "day/x.wav", "dusk/x.wav"]}

@@ -83,7 +83,7 @@ def test_a_folder_without_permission_is_named_and_the_others_are_read(
     found = listed(folder)
     assert names(found) == ["a.wav", "x/d.wav"]
     assert {name: str(error) for name, error in found.unreadable.items()} == {
-        "private/": "storage: permission denied; what lies there is not known. Make it readable, or set "
+        "private/": "storage: permission denied; what it holds is not known. Make it readable, or set "
         "input.exclude: private/**"
     }
     assert str(found.left_out) == "1 that cannot be read (private/), 1 not audio (1 .txt)"
@@ -235,7 +235,7 @@ def test_recordings_in_a_folder_that_was_closed_stay(
         assert names_of(found) == {"new.wav"}
         assert "site2/t.tar/e.wav" in found.ledger.known
         assert archive.opened == []
-        assert found.notes[0].startswith("site2/: permission denied; what lies there is not known.")
+        assert found.notes[0].startswith("site2/: permission denied; what it holds is not known.")
         (failure,) = found.ledger.waiting()
         assert (failure.recording, failure.reason) == ("site2/", Reason.STORAGE)
         archive.run(found)
@@ -303,11 +303,12 @@ def test_a_container_that_cannot_be_opened_is_named_and_what_was_in_it_stays(
     found = archive.plan()
     assert (found.changes.n_new, found.changes.n_changed, found.changes.n_removed) == (1, 1, 0)
     assert [one.line for one in found.ledger.failures if one.shard is None] == [
-        "c.tar: storage: c.tar: no permission",
-        "d.tar: crashed: listing what it holds killed the worker",
+        "c.tar: storage: c.tar: no permission; what it holds is not known. Make it readable, or set "
+        "input.exclude: c.tar",
+        "d.tar: crashed: listing what it holds killed the worker; what it holds is not known. Make it "
+        "readable, or set input.exclude: d.tar",
     ]
-    # What would happen on every machine is nothing to wait for.
-    assert [one.recording for one in found.ledger.waiting()] == ["c.tar"]
+    assert [one.recording for one in found.ledger.waiting()] == ["c.tar", "d.tar"]
     assert found.listing.left_out.examples[Kind.UNREADABLE] == ["c.tar", "d.tar"]
 
 

@@ -332,6 +332,24 @@ def test_rows_that_the_part_does_not_account_for_are_seen(
     assert line.endswith(f": {name}: 2 rows fewer than the part accounts for")
 
 
+def test_parts_of_before_are_not_counted_by_a_rule_that_they_do_not_state(
+    monkeypatch: pytest.MonkeyPatch, archive: Path
+) -> None:
+    run(monkeypatch, archive, frame_encoder())
+    for path in (archive / "out").rglob("version=*/*.parquet"):
+        table = pq.read_table(path)
+        metadata = table.schema.metadata
+        rule = json.loads(metadata[b"bioembed.placement"])
+        kept = {
+            key: one
+            for key, one in rule.items()
+            if key not in {"frames_per_step", "frames_block_s"}
+        }
+        metadata[b"bioembed.placement"] = json.dumps(kept).encode()
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+    assert list(verify(str(archive / "out"))) == []
+
+
 # ---- what failures account for ---------------------------------------------------------------
 
 
