@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -131,8 +132,9 @@ def build(rows: Rows) -> Iterator[str]:
         # The description goes last: without it there is no index.
         with contextlib.suppress(NotFoundError):
             storage.delete(storage.join(folder, ABOUT_KEY))
-        storage.put(storage.join(folder, GRAPH_KEY), saved.read_bytes())
-        storage.put(storage.join(folder, ROWS_KEY), table.read_bytes())
+        for file in (saved, table):
+            with storage.writing(storage.join(folder, file.name)) as path:
+                shutil.copyfile(file, path)
         storage.put(storage.join(folder, ABOUT_KEY), json.dumps(about, indent=2).encode())
         size = saved.stat().st_size + table.stat().st_size
     yield f"{folder}: {n_rows - n_left_out:,} windows of {len(shards)} parts, {size / 1e6:.3g} MB"

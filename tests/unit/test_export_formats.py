@@ -54,6 +54,10 @@ NOT_MIXED = [
         "--keep-vectors: is for --format atlas; the others hold vectors anyway",
     ),
     (Request("o", "f", ("npy",), is_relative=True), "--relative: is for --format views"),
+    (
+        Request("o", "f", ("text",), codebooks=("b",), min_valid_s=1.0),
+        "--min-valid-s: is for npy, pt, csv, datasets, hoplite, atlas",
+    ),
 ]
 
 
