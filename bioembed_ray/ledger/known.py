@@ -43,31 +43,29 @@ class Known:
     @property
     def n_decoded(self) -> int | None:
         """Native samples that came, None while some piece is untouched."""
-        best: dict[str, int] = {}
-        for (_, shard), outcome in self.outcomes.items():
-            best[shard] = max(best.get(shard, 0), outcome.n_decoded)
-        if not self.pieces or any(piece.shard not in best for piece in self.pieces):
-            return None
-        return sum(best[piece.shard] for piece in self.pieces)
+        most = self._most("n_decoded")
+        return sum(most[piece.shard] for piece in self.pieces) if self._is_read(most) else None
 
     @property
     def n_extent(self) -> int | None:
         """Native samples from the start to the end of the sound, None while some piece is untouched."""
-        best: dict[str, int] = {}
-        for (_, shard), outcome in self.outcomes.items():
-            best[shard] = max(best.get(shard, 0), outcome.n_extent)
-        if not self.pieces or any(piece.shard not in best for piece in self.pieces):
+        most = self._most("n_extent")
+        if not self._is_read(most):
             return None
-        return (
-            max(piece.start + best[piece.shard] for piece in self.pieces if best[piece.shard])
-            if any(best.values())
-            else 0
-        )
+        ends = [piece.start + most[piece.shard] for piece in self.pieces if most[piece.shard]]
+        return max(ends, default=0)
 
     @property
     def n_nonfinite(self) -> int:
         """NaN and infinite samples that were set to zero."""
-        worst: dict[str, int] = {}
+        return sum(self._most("n_nonfinite").values())
+
+    def _most(self, key: str) -> dict[str, int]:
+        """Return shard -> the largest that any outcome says of a count."""
+        most: dict[str, int] = {}
         for (_, shard), outcome in self.outcomes.items():
-            worst[shard] = max(worst.get(shard, 0), outcome.n_nonfinite)
-        return sum(worst.values())
+            most[shard] = max(most.get(shard, 0), getattr(outcome, key))
+        return most
+
+    def _is_read(self, most: dict[str, int]) -> bool:
+        return bool(self.pieces) and all(piece.shard in most for piece in self.pieces)
