@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bioembed_ray.coverage import Coverage
 from bioembed_ray.encode import encode
 from bioembed_ray.errors import ConfigError
 from bioembed_ray.outcomes import SpanOutcome
-from bioembed_ray.windows import Clock, Coverage, WindowRule
+from bioembed_ray.windows import Clock, WindowRule
 from tests.unit.one_shard import one_shard, part_of, settle
 from tests.unit.references import FakeWindows, place_of, sound, span_of, window_encoder, write_wave
 
@@ -134,8 +135,8 @@ def test_a_run_writes_no_windows_below_the_least_and_accounts_for_them(
     table = pq.read_table(part_of(tmp_path / "out", outcome))
     assert table.column("start_s").to_pylist() == [0.0, 1.0]
     assert outcome.spans == (
-        SpanOutcome("a.wav", 2300, 0, 2, Coverage(embedded=2000, skipped=300)),
-        SpanOutcome("b.wav", 399, 0, 0, Coverage(skipped=399)),
+        SpanOutcome("a.wav", 2300, 2300, 0, 2, Coverage(embedded=2000, skipped=300)),
+        SpanOutcome("b.wav", 399, 399, 0, 0, Coverage(skipped=399)),
     )
     assert outcome.failures == ()
 
