@@ -142,7 +142,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if was.get(key) == now.get(key):
             continue
         before, after, title = was.get(key), now.get(key), key
-        if key in {"window", "hop"}:
+        if key in {"window", "hop", "min_valid"}:
             title = f"{key}_s"
             before = before and before / was["rate_hz"]
             after = after and after / now["rate_hz"]

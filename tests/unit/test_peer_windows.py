@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from bioembed_ray.coverage import Coverage
+from bioembed_ray.current import differences
 from bioembed_ray.encode import encode
 from bioembed_ray.errors import ConfigError
 from bioembed_ray.outcomes import SpanOutcome
@@ -157,6 +158,20 @@ def test_each_rule_has_a_version_of_its_own(
         for one in settings
     ]
     assert len(set(found)) == len(settings)
+
+
+def test_a_new_least_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plans = [
+        settle(monkeypatch, window_encoder(), tmp_path, **values)[0]
+        for values in ({}, {"encoder_min_valid_s": 0.4, "encoder_pad": "cover"})
+    ]
+    old, new = (
+        {"checkpoint": {}, "content": planned.outputs[0].embeddings.content} for planned in plans
+    )
+    assert differences(old, new) == [
+        "min_valid_s moved from null to 0.4",
+        "tail moved from pad to cover",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import pytest
 import soundfile
 
 import bioembed_ray
-from bioembed_ray import schema
+from bioembed_ray import schema, synthetic
 from bioembed_ray.codebooks.sample import track_digest
 from bioembed_ray.datasets import Dataset
 from bioembed_ray.report import colours, daylight, maps
+from bioembed_ray.report.build import ReportOptions, write_report
 from bioembed_ray.report.charts import histogram, ticks
 from bioembed_ray.report.frame import Link, Page, Section, render
 from bioembed_ray.report.listening import (
@@ -32,6 +33,7 @@ from bioembed_ray.report.markup import table, text
 from bioembed_ray.report.sampling import Points, sample_windows
 from bioembed_ray.report.vectors import find_twins, typical_cosine
 from bioembed_ray.results import Results
+from tests import report_output
 from tests.report_output import put_json, put_part, write_output
 from tests.tables import shuffled, window_rows
 
@@ -160,6 +162,27 @@ def test_day_twilight_night_and_unknown() -> None:
     assert codes.tolist() == [daylight.DAY, daylight.TWILIGHT, daylight.NIGHT, daylight.UNKNOWN]
     hours = np.array([5.99, 6.0, 17.99, 18.0, np.nan])
     assert daylight.by_clock(hours).tolist() == [2, 0, 0, 2, 255]
+
+
+def test_a_report_holds_sound_that_is_all_but_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording of denormal numbers, the smallest floats there are: LAME ends processes over less."""
+
+    def write_archive(folder: Path) -> list[str]:
+        names = synthetic.write_archive(folder)
+        for name in (name for name in names if name.startswith("tones/")):
+            wave, rate_hz = soundfile.read(folder / name, dtype="float32")
+            wave = (np.sign(wave) * 1e-40).astype(np.float32)
+            soundfile.write(folder / name, wave, rate_hz, format="WAV", subtype="FLOAT")
+        return names
+
+    monkeypatch.setattr(report_output, "write_archive", write_archive)
+    write_output(tmp_path / "audio", tmp_path / "out")
+    lines = list(write_report(str(tmp_path / "out"), ReportOptions(), str(tmp_path / "report")))
+    assert len(lines) == 2
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "could not be read for sound" not in page
 
 
 def test_window_tokens_are_the_most_frequent_ones(results: Results) -> None:
