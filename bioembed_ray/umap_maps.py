@@ -136,7 +136,7 @@ def _scaled(vectors: Vectors, metric: Metric) -> Map:
     rows = np.asarray(vectors, np.float32)
     if metric == "euclidean":
         return rows
-    return unit_rows(rows).astype(np.float32)
+    return unit_rows(rows, np.float32)
 
 
 def _principal_axes(rows: Map, n_axes: int) -> tuple[Map, Map]:
@@ -144,8 +144,11 @@ def _principal_axes(rows: Map, n_axes: int) -> tuple[Map, Map]:
     if not len(rows):
         return np.zeros(rows.shape[1], np.float32), np.zeros((rows.shape[1], n_axes), np.float32)
     mean = rows.mean(axis=0, dtype=np.float64)
-    centred = rows - mean
-    _, axes = np.linalg.eigh(centred.T @ centred)
+    spread = np.zeros((rows.shape[1], rows.shape[1]))
+    for low in range(0, len(rows), PLACE_ROWS):
+        centred = rows[low : low + PLACE_ROWS] - mean
+        spread += centred.T @ centred
+    _, axes = np.linalg.eigh(spread)
     axes = axes[:, ::-1][:, :n_axes]
     # Eigenvectors come with any sign: the largest number is made positive.
     largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]

@@ -53,6 +53,7 @@ def export_atlas(chosen: Chosen, folder: str, keep_vectors: bool) -> Iterator[st
     sample = _sample(chosen, drawn)
     fitted = fit_map(sample)
     neighbors = _neighbors(sample) if n_rows <= N_FIT else None
+    del sample
     low = 0
     with storage.writing(uri) as path:
         writer = None
@@ -101,7 +102,7 @@ def _coordinates(
 def _neighbors(vectors: Vectors) -> pa.StructArray:
     """Return ids (zero-based rows) and cosine distances of each row's nearest others, nearest first."""
     n_near = min(N_NEIGHBORS, len(vectors) - 1)
-    unit = unit_rows(vectors).astype(np.float32)
+    unit = unit_rows(vectors, np.float32)
     ids = np.empty((len(unit), n_near), np.int64)
     distances = np.empty((len(unit), n_near), np.float32)
     for low in range(0, len(unit), BLOCK_ROWS):

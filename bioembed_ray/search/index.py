@@ -229,7 +229,7 @@ def _row_table(batch: pa.RecordBatch, shard: str, first: int) -> pa.Table:
 
 def _units(vectors: Vectors) -> Vectors:
     """Return vectors scaled to length 1, since float16 ends at 65504."""
-    return unit_rows(vectors).astype(np.float32)
+    return unit_rows(vectors, np.float32)
 
 
 def _indexable(vectors: Vectors) -> npt.NDArray[np.bool_]:
