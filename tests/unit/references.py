@@ -47,9 +47,7 @@ def starts_by_loop(
     at = 0
     while Fraction(at, encoder_hz) < duration:
         ends_inside = Fraction(at + window, encoder_hz) <= duration
-        one_reached_the_end = any(
-            Fraction(before + window, encoder_hz) >= duration for before in found
-        )
+        one_reached_the_end = bool(found) and Fraction(found[-1] + window, encoder_hz) >= duration
         if (
             ends_inside
             or tail == "pad"
