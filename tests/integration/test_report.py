@@ -169,7 +169,10 @@ def test_an_attempt_to_reach_the_network_is_refused_by_the_page_itself(seen: See
 def test_clicked_point_is_the_row_of_the_table(seen: Seen, output: Path) -> None:
     table = bioembed_ray.open(str(output)).windows("tiny").pandas()
     points = seen.points()
-    rows = {(row.recording, row.start_s): row.end_s for row in table.itertuples()}
+    # Of a window that is less than half sound there is nothing to see or to hear.
+    heard = table[2 * table.valid_s >= table.end_s - table.start_s]
+    rows = {(row.recording, row.start_s): row.end_s for row in heard.itertuples()}
+    assert len(rows) < len(table)
     assert {(p["recording"], p["start"]) for p in points} == set(rows)
     assert all(p["start"] + p["length"] == rows[p["recording"], p["start"]] for p in points)
     # Points that no other point hides, far and wide over the map.
