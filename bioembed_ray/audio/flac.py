@@ -29,7 +29,7 @@ class StreamInfo:
     Attributes:
         start: Byte at which "fLaC" stands.
         audio: Byte at which the first frame should stand.
-        block_min, block_max: Samples per frame.
+        block_max: Samples per frame, at the most.
         rate_hz, channels, bits: Of all frames.
         n_samples: What the header declares, 0 where it does not say.
         body: The 34 bytes of the block.
@@ -37,7 +37,6 @@ class StreamInfo:
 
     start: int
     audio: int
-    block_min: int
     block_max: int
     rate_hz: int
     channels: int
@@ -88,7 +87,6 @@ def read_info(file: ByteFile, start: int) -> StreamInfo | None:
     return StreamInfo(
         start=start,
         audio=min(audio, file.size),
-        block_min=int.from_bytes(body[0:2], "big"),
         block_max=int.from_bytes(body[2:4], "big"),
         rate_hz=bits >> 44,
         channels=(bits >> 41 & 7) + 1,

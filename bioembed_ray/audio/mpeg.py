@@ -30,15 +30,11 @@ class MpegFrame:
     Attributes:
         length: Bytes of the whole frame.
         shared: The header bits that all frames of a file share.
-        n_samples: Samples per channel.
-        least_length: Bytes of the frame at the lowest bit rate of its kind.
         tag: Position inside the frame at which a Xing header would stand.
     """
 
     length: int
     shared: bytes
-    n_samples: int
-    least_length: int
     tag: int
 
 
@@ -51,22 +47,18 @@ def frame_at(body: bytes, place: int) -> MpegFrame | None:
     rate_index, bits_index = third >> 2 & 3, third >> 4
     if version == 1 or layer == 4 or rate_index == 3 or bits_index in {0, 15}:
         return None
+    padding = third >> 1 & 1
     is_mpeg1, is_mono = version == 3, body[place + 3] >> 6 == 3
     rate_hz = (44100, 48000, 32000)[rate_index] >> {3: 0, 2: 1, 0: 2}[version]
-    rates = _BIT_RATES[is_mpeg1, layer]
-    n_samples = 384 if layer == 1 else 1152 if layer == 2 or is_mpeg1 else 576
-
-    def length(kbits: int) -> int:
-        if layer == 1:
-            return 12 * kbits * 1000 // rate_hz * 4
-        return n_samples // 8 * kbits * 1000 // rate_hz
-
-    padding = (third >> 1 & 1) * (4 if layer == 1 else 1)
+    bits = _BIT_RATES[is_mpeg1, layer][bits_index - 1] * 1000
+    if layer == 1:
+        length = (12 * bits // rate_hz + padding) * 4
+    else:
+        n_samples = 1152 if layer == 2 or is_mpeg1 else 576
+        length = n_samples // 8 * bits // rate_hz + padding
     return MpegFrame(
-        length=length(rates[bits_index - 1]) + padding,
+        length=length,
         shared=bytes([second & 0xFE, third & 0x0C]),
-        n_samples=n_samples,
-        least_length=max(1, length(rates[0])),
         tag=4 + ((17 if is_mono else 32) if is_mpeg1 else (9 if is_mono else 17)),
     )
 
